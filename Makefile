@@ -1,0 +1,45 @@
+# Everything a fresh machine needs: python3, make and a package index. uv is fetched into .uv/ when it is not on the PATH.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+RUN := $(UV) run --frozen --all-extras
+# Two test processes of one thread each keep two cores busy; torch's own threads would fight over them.
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help env demo test test-slow lint types format benchmark clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+env: $(filter .uv/%,$(UV))  ## the environment, from uv.lock, into .venv
+	$(UV) sync --frozen --all-extras --quiet
+
+demo: env  ## the main job: every method beside its controls on digits, with a report (about 2 minutes)
+	$(RUN) latephase demo
+
+test: env  ## the test suite, with coverage
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow" --cov --cov-report=term
+
+test-slow: env  ## the tests that take longer than a few seconds each
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m slow
+
+lint: env  ## ruff: rules and formatting
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: env  ## mypy, strict on the core
+	$(RUN) mypy
+
+format: env  ## apply ruff's fixes and formatting
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+benchmark: env  ## late-phase against plain training, paired in one process
+	$(RUN) python benchmarks/throughput.py
+
+clean:  ## remove what was built here
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* dist build
