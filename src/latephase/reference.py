@@ -14,12 +14,8 @@ from torch.optim import Optimizer
 
 __all__ = ["Reference"]
 
-SCHEDULED = (
-    "lr",
-    "momentum",
-    "betas",
-    "weight_decay",
-)  # the options that a scheduler changes while training runs
+# The options that schedulers change while training runs.
+SCHEDULED = ("lr", "momentum", "betas", "weight_decay")
 
 
 class Reference:
@@ -33,8 +29,8 @@ class Reference:
 
     Every member is a whole deep copy of the model. Before :meth:`start` the model trains as usual, with the
     optimizers given. :meth:`start` builds K + 1 optimizers like each of them: one per member for its late
-    weights, one for the base weights, which live in ``model`` and are copied into every member after each base
-    step. The optimizers given remain as the clock: a scheduler that acts on them acts on all K + 1, so
+    weights, one for the base weights, which live in ``model`` and are copied into every member after each
+    base step. The optimizers given remain as the clock: a scheduler that acts on them acts on all K + 1, so
     member k steps with the learning rate of its minibatch and the base weights with that of the round's last.
 
     A minibatch whose gradients are not all finite is skipped, as a gradient scaler would: nothing steps and
