@@ -1,0 +1,21 @@
+"""What all tests share: one thread, one seed, and Hypothesis without chance, clock or data base."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "latephase",
+    derandomize=True,
+    max_examples=15,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("latephase")
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

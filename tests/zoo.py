@@ -1,0 +1,180 @@
+"""Small models of the kinds that late-phase weights meet, and their inputs."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLASSES = 3
+
+
+def bn_cnn() -> nn.Module:
+    """Three kinds of BatchNorm: the usual one, one without affine weights, one with a cumulative average."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(2, 4, 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(4),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(4, 4, 3, stride=2, padding=1, bias=False),
+            bn2=nn.BatchNorm2d(4, affine=False),
+            act2=nn.ReLU(),
+            conv3=nn.Conv2d(4, 5, 3, padding=1, bias=False),
+            bn3=nn.BatchNorm2d(5, momentum=None),
+            act3=nn.Tanh(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(5, CLASSES),
+        )
+    )
+
+
+class WideBlock(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(inner, outer, 1, stride=stride, bias=False) if inner != outer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(x))
+        skip = x if self.shortcut is None else self.shortcut(h)
+        return self.conv2(F.relu(self.bn2(self.conv1(h)))) + skip
+
+
+class WideResNet(nn.Module):
+    """WRN-10-1: one pre-activation block in each of three groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.blocks = nn.Sequential(WideBlock(16, 16, 1), WideBlock(16, 32, 2), WideBlock(32, 64, 2))
+        self.bn = nn.BatchNorm2d(64)
+        self.fc = nn.Linear(64, CLASSES)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.blocks(self.conv(x)))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.forward_features(x))
+
+
+def ln_mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(5, 8),
+        nn.LayerNorm(8),
+        nn.GELU(),
+        nn.Linear(8, 8),
+        nn.LayerNorm(8),
+        nn.GELU(),
+        nn.Linear(8, CLASSES),
+    )
+
+
+class Transformer(nn.Module):
+    """PyTorch's own pre-norm encoder block with a classifier on the mean token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(
+            8, nhead=2, dim_feedforward=12, dropout=0.0, norm_first=True, batch_first=True
+        )
+        self.norm = nn.LayerNorm(8)
+        self.classifier = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.norm(self.block(x)).mean(1))
+
+
+def gn_cnn() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(2, 4, 3, padding=1),
+            norm1=nn.GroupNorm(2, 4),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(4, 4, 3, padding=1, groups=2),
+            norm2=nn.GroupNorm(1, 4),
+            act2=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(4, CLASSES),
+        )
+    )
+
+
+class Tied(nn.Module):
+    """A language model in small: the decoder's weight is the embedding's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.mix = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+        self.decoder = nn.Linear(6, 9, bias=False)
+        self.decoder.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.decoder(self.norm(torch.tanh(self.mix(self.embed(tokens))))).mean(1)
+
+
+MODELS = {
+    "bn_cnn": bn_cnn,
+    "wrn_10_1": WideResNet,
+    "ln_mlp": ln_mlp,
+    "transformer": Transformer,
+    "gn_cnn": gn_cnn,
+    "tied": Tied,
+}
+# What the family Parameters takes: convolutions under shared BatchNorms, a whole block with its BatchNorms,
+# biases that no backward saves, a packed projection, a tied tensor by its first name.
+PATTERNS = {
+    "bn_cnn": ["conv[23].weight", "fc.bias"],
+    "wrn_10_1": ["blocks.2.*"],
+    "ln_mlp": ["*.bias"],
+    "transformer": ["block.self_attn.in_proj_*", "block.norm?.bias"],
+    "gn_cnn": ["conv1.*", "norm2.weight"],
+    "tied": ["embed.*", "norm.bias"],
+}
+UNTIED_HEAD = {"tied": "mix"}  # "head" itself would be the tied decoder, and is refused
+RANK_ONE = {"tied": ["mix"]}  # names of modules; everywhere else all linear and convolutional ones
+
+_SHAPES = {
+    "bn_cnn": (2, 6, 6),
+    "wrn_10_1": (3, 8, 8),
+    "ln_mlp": (5,),
+    "transformer": (3, 8),
+    "gn_cnn": (2, 6, 6),
+}
+
+
+def inputs(model: str, size: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
+    """A minibatch of inputs and class labels."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    labels = torch.randint(CLASSES, (size,), generator=generator)
+    if model == "tied":
+        return torch.randint(9, (size, 4), generator=generator), labels
+    return torch.randn(size, *_SHAPES[model], generator=generator, dtype=torch.float64).to(dtype), labels
+
+
+class OuterProduct(nn.Module):
+    """The rank-one family's parametrization, for the reference: W times an outer product."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.ones(weight.shape[0], dtype=weight.dtype))
+        self.column = nn.Parameter(torch.ones(weight.shape[1], dtype=weight.dtype))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        outer = torch.outer(self.row, self.column)
+        return weight * outer.reshape(outer.shape + (1,) * (weight.ndim - 2))
+
+
+def factor(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Puts rank-one factors on every linear and convolutional layer whose name matches."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d) and any(fnmatchcase(name, p) for p in patterns):
+            nn.utils.parametrize.register_parametrization(module, "weight", OuterProduct(module.weight))
