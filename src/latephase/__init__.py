@@ -1,0 +1,21 @@
+"""Late-phase weights for any PyTorch model."""
+
+from ._version import __version__
+from .errors import LatePhaseError, LatePhaseValueError
+from .families import Family, Full, Head, Normalization, Parameters, RankOne
+from .phase import LatePhase
+from .statistics import recompute_statistics
+
+__all__ = [
+    "Family",
+    "Full",
+    "Head",
+    "LatePhase",
+    "LatePhaseError",
+    "LatePhaseValueError",
+    "Normalization",
+    "Parameters",
+    "RankOne",
+    "__version__",
+    "recompute_statistics",
+]

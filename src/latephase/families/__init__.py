@@ -1,0 +1,78 @@
+"""Families of late-phase weights: which weights every member has for itself. One file each."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..errors import LatePhaseValueError
+from ._family import Family, Installation, listing
+from .head import Head
+from .normalization import Normalization
+from .parameters import Full, Parameters
+from .rank_one import RankOne
+
+NAMES: dict[str, type[Family]] = {"norm": Normalization, "head": Head, "full": Full, "rank-one": RankOne}
+"""Short names for `LatePhase(weights=[...])`."""
+
+__all__ = [
+    "NAMES",
+    "Family",
+    "Full",
+    "Head",
+    "Installation",
+    "Normalization",
+    "Parameters",
+    "RankOne",
+    "install",
+]
+
+
+def _family(entry: str | Family) -> Family:
+    if isinstance(entry, Family):
+        return entry
+    if isinstance(entry, str) and entry in NAMES:
+        return NAMES[entry]()
+    raise LatePhaseValueError(
+        f"weights: {entry!r} is no family; use a name ({listing(NAMES)}) or a family object such as "
+        "Parameters('layer4.*.weight')"
+    )
+
+
+def install(model: nn.Module, weights: str | Family | Iterable[str | Family]) -> list[Installation]:
+    """Put the families into a model: all of them, or, if one is refused, none.
+
+    Args:
+        model: the user's model.
+        weights: names of families, family objects, or a mix.
+
+    Returns:
+        One installation a family, in the order given.
+
+    Raises:
+        LatePhaseValueError: an unknown name, weights that match nothing, or two families on one tensor.
+    """
+    entries = [weights] if isinstance(weights, (str, Family)) else list(weights)
+    if not entries:
+        raise LatePhaseValueError("weights: [] names no late-phase weights; use for example ['norm', 'head']")
+    families = [_family(entry) for entry in entries]
+    targets = [family.targets(model) for family in families]
+    taken: dict[nn.Parameter, tuple[str, str]] = {}
+    for family, found in zip(families, targets, strict=True):
+        for name, parameter in found.items():
+            if parameter in taken:
+                other, first = taken[parameter]
+                raise LatePhaseValueError(
+                    f"{name!r} belongs to two families, {other} and {type(family).__name__}"
+                    + (f" (there as {first!r})" if first != name else "")
+                    + "; drop one of them or choose with names or patterns"
+                )
+            taken[parameter] = (type(family).__name__, name)
+    installations: list[Installation] = []
+    try:
+        for family, found in zip(families, targets, strict=True):
+            installations.append(family.install(model, found))
+    except BaseException:
+        for installation in installations:
+            installation.remove()
+        raise
+    return installations

@@ -1,0 +1,238 @@
+"""The members: their values parked in stacks, one of them (or their average) in the model's own tensors."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .averaging import NormFold, exact_mean, rounded, wide
+from .families import Installation
+from .families._family import AverageRule
+from .statistics import layers_with_statistics, statistics_of
+
+AVERAGE = -1
+"""Stands for the average where otherwise a member's index says what is in the model."""
+
+
+@dataclass
+class Sites:
+    """Every tensor of the model that the members do not share, and how each is averaged.
+
+    Args:
+        weights: late-phase weights by dotted name.
+        statistics: running statistics by dotted name.
+        shared: tensors that all members share and that yet differ in the averaged model: the shift of a BatchNorm of
+            which only the scale is late-phase takes up the exact fold.
+        rules: averages other than the mean, each with the names it reads.
+    """
+
+    weights: dict[str, nn.Parameter]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, nn.Parameter] = field(default_factory=dict)
+    rules: list[tuple[tuple[str, ...], AverageRule]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, installations: Iterable[Installation]) -> "Sites":
+        """Collect them from a model and what the families put into it."""
+        sites = cls({})
+        for installation in installations:
+            sites.weights.update(installation.parameters)
+            sites.rules.extend(installation.rules)
+        late = set(sites.weights.values())
+        first = {parameter: name for name, parameter in model.named_parameters()}
+        for layer_name, layer in layers_with_statistics(model).items():
+            dot = f"{layer_name}." if layer_name else ""
+            for name, buffer in statistics_of(layer).items():
+                sites.statistics[dot + name] = buffer
+            weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
+            fold = NormFold(
+                layer.eps,
+                weight=None if weight is None else first[weight],
+                bias=None if bias is None else first[bias],
+                mean=f"{dot}running_mean",
+                var=f"{dot}running_var",
+                late_scale=weight in late,
+                late_shift=bias in late,
+            )
+            if fold.late_scale and bias is not None and not fold.late_shift:
+                sites.shared[first[bias]] = bias
+            sites.rules.append((fold.reads(), fold))
+        return sites
+
+    def own(self) -> dict[str, Tensor]:
+        """What every member has for itself: weights, then statistics."""
+        return {**self.weights, **self.statistics}
+
+
+class _Swap:
+    """Copies between lists of tensors, batched by device and dtype, since a mixed list copies one tensor at a time."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(index)
+        self.order = list(kinds.values())
+
+    def split(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        return [[tensors[i] for i in group] for group in self.order]
+
+    @staticmethod
+    def copy(into: list[list[Tensor]], source: list[list[Tensor]]) -> None:
+        for a, b in zip(into, source, strict=True):
+            torch._foreach_copy_(a, b)
+
+
+class Members:
+    """K members' values, stacked (K, ...), and the model's tensors in which they take turns.
+
+    What is in the model is `content`: a member's index, or `AVERAGE`. Only `show` changes it. The values of the member
+    in the model are newer than its row of the stacks; `park` writes them there.
+
+    Args:
+        sites: the tensors in question.
+        count: K.
+    """
+
+    def __init__(self, sites: Sites, count: int) -> None:
+        self.sites = sites
+        self.count = count
+        self.content = 0
+        self.version = 0
+        """Grows whenever other values come into the model, so that a stale graph can be told."""
+        self.names = list(sites.own())
+        self.live = [tensor.detach() for tensor in sites.own().values()]
+        self.shared = [tensor.detach() for tensor in sites.shared.values()]
+        self.stacks = [tensor.unsqueeze(0).repeat(count, *(1 for _ in tensor.shape)) for tensor in self.live]
+        swap = _Swap(self.live)
+        self._live = swap.split(self.live)
+        self._rows = [swap.split([stack[k] for stack in self.stacks]) for k in range(count)]
+        self._swap = swap
+        self._kept: list[Tensor] = []
+        self._average: list[Tensor] | None = None
+        self._seen = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        # In-place operations count themselves; a BatchNorm updates its statistics uncounted, but counts its batches.
+        return tuple(tensor._version for tensor in (*self.live, *self.shared))
+
+    def changed(self) -> None:
+        """Forget the cached average: a member has other values now."""
+        self._average = None
+
+    @torch.no_grad()
+    def park(self) -> None:
+        """Write the values of the member in the model to its row of the stacks."""
+        if self.content != AVERAGE:
+            _Swap.copy(self._rows[self.content], self._live)
+            if self._versions() != self._seen:
+                self.changed()
+
+    @torch.no_grad()
+    def bring(self, content: int) -> None:
+        """Overwrite the model's tensors with a member's parked values, or with the average."""
+        if content == AVERAGE:
+            values = self._averages()
+            if self.content != AVERAGE:
+                self._kept = [tensor.clone() for tensor in self.shared]
+            _Swap.copy(self._live, self._swap.split(values[: len(self.live)]))
+            shared = values[len(self.live) :]
+        else:
+            _Swap.copy(self._live, self._rows[content])
+            shared = self._kept if self.content == AVERAGE else []
+        for tensor, value in zip(self.shared, shared, strict=False):
+            tensor.copy_(value)
+        self.content = content
+        self.version += 1
+        self._seen = self._versions()
+        # Autocast keeps casted copies of the weights for as long as its context is open.
+        torch.clear_autocast_cache()
+
+    def show(self, content: int) -> None:
+        """Bring a member or the average into the model, after parking what was there."""
+        if content != self.content:
+            self.park()
+            self.bring(content)
+
+    @torch.no_grad()
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite the model's tensors with given values by name; the stacks stay as they are."""
+        for name, tensor in zip((*self.names, *self.sites.shared), (*self.live, *self.shared), strict=True):
+            tensor.copy_(values[name])
+
+    @torch.no_grad()
+    def perturb(self, sigma: float, generator: torch.Generator) -> None:
+        """Add noise of standard deviation sigma times the tensor's root mean square to every member's parked weights.
+
+        It is drawn on the CPU, so that a seed means the same members on every device and every rank.
+        """
+        for name, stack in zip(self.names, self.stacks, strict=True):
+            if name in self.sites.weights:
+                precise = wide(stack.dtype)
+                scale = sigma * stack[0].to(precise).abs().square().mean().sqrt()
+                drawn = torch.randn(stack.shape, generator=generator, dtype=precise).to(stack.device)
+                stack.copy_(stack.to(precise) + scale * drawn)
+        self.changed()
+
+    def replace(self) -> None:
+        """Give every member the values that are in the model: somebody loaded other weights into it."""
+        with torch.no_grad():
+            for stack, tensor in zip(self.stacks, self.live, strict=True):
+                stack.copy_(tensor.unsqueeze(0))
+            if self.content == AVERAGE:
+                self._kept = [tensor.clone() for tensor in self.shared]
+        self.changed()
+        self.version += 1
+
+    def refresh(self, names: Iterable[str]) -> None:
+        """Copy some of the present member's parked values into the model, and leave the rest alone."""
+        if self.content != AVERAGE:
+            with torch.no_grad():
+                for name in names:
+                    index = self.names.index(name)
+                    self.live[index].copy_(self.stacks[index][self.content])
+
+    @torch.no_grad()
+    def restore(self, values: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> None:
+        """Take over parked values (K, ...) by name, and those of the shared tensors; member 0 comes into the model."""
+        for name, stack in zip(self.names, self.stacks, strict=True):
+            stack.copy_(values[name])
+        for name, tensor in zip(self.sites.shared, self.shared, strict=True):
+            tensor.copy_(shared[name])
+        self.changed()
+        self.content = 0
+        self.bring(0)
+
+    def shared_values(self) -> dict[str, Tensor]:
+        """The shared tensors by name as the members have them, also while the average is in the model."""
+        values = self._kept if self.content == AVERAGE else self.shared
+        return dict(zip(self.sites.shared, values, strict=True))
+
+    def average(self, fold: bool = True) -> dict[str, Tensor]:
+        """The averaged values by name: of the members' own tensors, then of the shared ones.
+
+        Args:
+            fold: average normalisation layers exactly, rather than by the plain mean of their tensors.
+        """
+        self.park()
+        values = self._averages() if fold else self._compute(fold=False)
+        return dict(zip((*self.names, *self.sites.shared), values, strict=True))
+
+    def _averages(self) -> list[Tensor]:
+        if self._average is None:
+            self._average = self._compute(fold=True)
+        return self._average
+
+    def _compute(self, fold: bool) -> list[Tensor]:
+        # The cache outlives the caller's inference mode, and an inference tensor could not be brought in later.
+        with torch.inference_mode(False), torch.no_grad():
+            stacks = dict(zip(self.names, self.stacks, strict=True))
+            whole = stacks | {name: value.clone().unsqueeze(0) for name, value in self.shared_values().items()}
+            averages: dict[str, Tensor] = {}
+            for reads, rule in self.sites.rules:
+                if fold or not isinstance(rule, NormFold):
+                    averages.update(rule({name: whole[name] for name in reads}))
+            for name, stack in whole.items():
+                mean = averages[name] if name in averages else exact_mean(stack)
+                averages[name] = rounded(mean, stack)
+            return [averages[name] for name in whole]

@@ -1,0 +1,199 @@
+"""All members in one pass: `torch.vmap` over the parked stacks, each member on its share of the batch."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from .errors import LatePhaseError, LatePhaseValueError
+from .members import Members
+
+if TYPE_CHECKING:
+    from .steps import Steps
+
+
+def _split(tree: Any, members: int) -> Any:
+    """Every tensor (K*B, ...) of a tree as (K, B, ...)."""
+
+    def part(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        size = leaf.shape[0] if leaf.ndim else 0
+        if size == 0 or size % members:
+            raise LatePhaseValueError(
+                f"parallel: a batch of {size} samples cannot be split into {members} equal minibatches; use a multiple "
+                f"of {members} (drop_last=True in a DataLoader)"
+            )
+        return leaf.reshape(members, size // members, *leaf.shape[1:])
+
+    return tree_map(part, tree)
+
+
+class Stacks:
+    """The members' stacks as leaves of the autograd graph, made once a phase.
+
+    Args:
+        model: the user's model.
+        members: its members.
+    """
+
+    def __init__(self, model: nn.Module, members: Members) -> None:
+        self.model, self.members = model, members
+        of = dict(zip(members.names, members.stacks, strict=True))
+        self.live = members.sites.weights
+        self.weights = {
+            name: nn.Parameter(of[name], requires_grad=live.requires_grad) for name, live in self.live.items()
+        }
+        self.buffers = {name: of[name] for name in members.sites.statistics}
+        # A cumulative average (momentum=None) divides by its count, a number that all members must share.
+        self.counts = {
+            f"{name}.num_batches_tracked" if name else "num_batches_tracked"
+            for name, module in model.named_modules()
+            if getattr(module, "momentum", 0.1) is None
+        } & set(self.buffers)
+
+    def _shared_counts(self) -> dict[str, Tensor]:
+        counts = {}
+        for name in self.counts:
+            values = self.buffers[name]
+            if not bool((values == values[0]).all()):
+                raise LatePhaseError(
+                    f"parallel: {name!r} differs between members ({values.tolist()}), and a layer with momentum=None "
+                    "needs one count for all; use the loop"
+                )
+            counts[name] = values[0].clone()
+        return counts
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Outputs (K*B, ...) of members on their shares; the stacks' running statistics move as in training."""
+        members = self.members
+        inputs = _split((args, kwargs), members.count)
+        members.park()
+        members.changed()
+        counts = self._shared_counts()
+        stacked = {name: value for name, value in self.buffers.items() if name not in counts}
+
+        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], tree: Any) -> Any:
+            inner_args, inner_kwargs = tree
+            return functional_call(self.model, {**weights, **buffers, **counts}, inner_args, inner_kwargs)
+
+        in_dims = (0, 0, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, inputs))
+        outputs = torch.vmap(one, in_dims=in_dims, randomness="different")(self.weights, stacked, inputs)
+        with torch.no_grad():
+            for name, count in counts.items():
+                self.buffers[name].copy_(count)
+        # The member in the model has moved statistics too; its weights are those of its row already.
+        members.refresh(self.buffers)
+        return tree_map(lambda leaf: leaf.flatten(0, 1), outputs)
+
+
+class ParallelPass:
+    """One forward pass of all members, from the pass to the optimizer's step.
+
+    Args:
+        stacks: the stacks as leaves.
+        factor: what turns the gradients of the loss over all samples into the members' own: K for a mean, 1 for a sum.
+    """
+
+    def __init__(self, stacks: Stacks, factor: float) -> None:
+        self.stacks, self.factor = stacks, factor
+        self.has_gradients = False
+        self._marks: dict[str, tuple[Tensor, int]] = {}
+        for leaf in stacks.weights.values():
+            leaf.grad = None
+        self._handles = [
+            leaf.register_post_accumulate_grad_hook(self._mark(name))
+            for name, leaf in stacks.weights.items()
+            if leaf.requires_grad
+        ]
+
+    def _mark(self, name: str) -> Callable[[Tensor], None]:
+        """Lets the model's own parameter show that there are gradients, so that zero_grad() and scalers find them."""
+
+        def mark(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            shown = leaf.grad[self.stacks.members.content].clone()
+            self._marks[name] = shown, shown._version
+            self.stacks.live[name].grad = shown
+            self.has_gradients = True
+
+        return mark
+
+    def close(self) -> None:
+        """Take the hooks off the leaves and let the gradients go."""
+        for handle in self._handles:
+            handle.remove()
+        for leaf in self.stacks.weights.values():
+            leaf.grad = None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether zero_grad() has discarded this pass's gradients."""
+        return self.has_gradients and all(self.stacks.live[name].grad is None for name in self._marks)
+
+    def _check_scale(self, steps: "Steps") -> None:
+        names = {live: name for name, live in self.stacks.live.items()}
+        marks = [(p, *self._marks[names[p]]) for p in steps.late if names[p] in self._marks]
+        scaled = getattr(steps.optimizer, "grad_scale", None) is not None
+        if scaled or any(p.grad is not shown or shown._version != version for p, shown, version in marks):
+            raise LatePhaseError(
+                "parallel: gradients were changed between backward and step (by a GradScaler, clipping, or zeroing in "
+                "place), which would reach one member only; use bfloat16 without a scaler, or the loop"
+            )
+
+    def replay(self, steps: "Steps") -> None:
+        """Step every member but the last, through the optimizer's own `step`; leave the last one's gradients in place.
+
+        Raises:
+            LatePhaseError: the gradients were rescaled after the backward.
+        """
+        self._check_scale(steps)
+        members, last = self.stacks.members, self.stacks.members.count - 1
+        names = {live: name for name, live in self.stacks.live.items()}
+        base = [(p, p.grad) for p in steps.base if p.grad is not None]
+        for parameter, _ in base:
+            parameter.grad = None
+        steps.nested = True
+        try:
+            for member in range(members.count):
+                if member > 0:
+                    steps.bring(member)
+                members.show(member)
+                for live in steps.late:
+                    gradient = self.stacks.weights[names[live]].grad
+                    live.grad = None if gradient is None else gradient[member] * self.factor
+                if member < last:
+                    steps.optimizer.step()
+                    steps.restore_counters()
+                    steps.park(member)
+        finally:
+            steps.nested = False
+        for parameter, gradient in base:
+            parameter.grad = gradient * self.factor
+
+
+class ParallelModule(nn.Module):
+    """`late.parallel` as a module, for wrappers such as DistributedDataParallel to take hold of.
+
+    Its parameters are the base weights and the members' stacks; one forward is a parallel pass.
+
+    Args:
+        parallel: the phase's `parallel`.
+        stacks: the stacks as leaves.
+    """
+
+    def __init__(self, parallel: Callable[..., Any], stacks: Stacks) -> None:
+        super().__init__()
+        self.model = stacks.model
+        self.stacks = nn.ParameterList(stacks.weights.values())
+        self._parallel = parallel
+        # The model's own late-phase tensors take no part in a parallel pass, and statistics are each member's.
+        ours = [f"model.{name}" for name in (*stacks.live, *dict(stacks.model.named_buffers()))]
+        self._ddp_params_and_buffers_to_ignore = ours
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs of all members, in the order of the batch."""
+        return self._parallel(*args, **kwargs)

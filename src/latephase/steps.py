@@ -1,0 +1,291 @@
+"""Algorithm 1 as step hooks on the user's own optimizer.
+
+A round is K turns, one optimizer step each. The pre hook takes the base weights' gradients away and adds them up, so
+that `step()` updates the late-phase weights of the member in the model and passes over the base weights; on the round's
+last turn the base weights get the scaled sum, and step too. The post hook parks the member and brings in the next one.
+
+What a step does not finish (it raises, or a gradient scaler skips it) leaves nothing behind: gradients count from the
+post hook on.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .averaging import exact_mean, rounded
+from .distributed import State
+from .errors import LatePhaseError
+
+
+class Turns(Protocol):
+    """What the hooks need to know of the round, and tell it."""
+
+    base_gradient: float
+    resumed: Any
+
+    @property
+    def alive(self) -> bool:
+        """Whether the members have come to life."""
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the round's last turn."""
+
+    def check_step(self, steps: "Steps") -> None:
+        """Raise where a step cannot be right now."""
+
+    def sum_over_ranks(self, gradients: list[Tensor | None], like: list[nn.Parameter]) -> list[Tensor | None]:
+        """Add up what every rank gathered."""
+
+    def replay(self, steps: "Steps") -> bool:
+        """After a parallel pass: step all members but the last, whose gradients are left in place."""
+
+    def stepped(self, steps: "Steps") -> None:
+        """An optimizer has finished its step of this turn."""
+
+
+def _owned(gradient: Tensor) -> Tensor:
+    """A gradient that nobody else writes to.
+
+    DDP's buckets and the pools of CUDA graphs are written again by the next backward; on a CPU a gradient with storage
+    of its own is taken as it is.
+    """
+    if gradient.layout != torch.strided:
+        return gradient
+    alone = gradient._base is None and gradient.untyped_storage().nbytes() == gradient.nbytes
+    return gradient if alone and gradient.device.type == "cpu" else gradient.clone()
+
+
+def _add(sums: list[Tensor], gradients: list[Tensor]) -> None:
+    dense = [i for i, (a, b) in enumerate(zip(sums, gradients, strict=True)) if a.layout == b.layout == torch.strided]
+    if dense:
+        torch._foreach_add_([sums[i] for i in dense], [gradients[i] for i in dense])
+    for i in set(range(len(sums))).difference(dense):
+        sums[i] = sums[i] + gradients[i]
+
+
+class Steps:
+    """The hooks on one optimizer, its sum of base gradients, and its members' states.
+
+    Args:
+        optimizer: a torch optimizer.
+        turns: the phase.
+        late: all late-phase weights of the model.
+        drives: whether a turn waits for a step of this optimizer.
+        in_place: gather gradients during backward, without a second copy.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, turns: Turns, late: set[nn.Parameter], *, drives: bool, in_place: bool
+    ) -> None:
+        self.optimizer, self.turns, self.drives, self.in_place = optimizer, turns, drives, in_place
+        self.sums: dict[nn.Parameter, Tensor] = {}
+        self.states: list[State] = []
+        self.done = False
+        """Whether this optimizer has stepped in the present turn."""
+        self.nested = False
+        """Whether the phase itself is stepping, once a member, through the optimizer's own `step`."""
+        self._late_weights = late
+        self._shape: tuple[int, ...] = ()
+        self._pending: list[tuple[nn.Parameter, Tensor]] | None = None
+        self._scalars: list[dict[str, Any]] = []
+        self._gathers: list[Any] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off; gradients gathered so far are dropped."""
+        for handle in (*self._handles, *self._gathers):
+            handle.remove()
+        self.sums.clear()
+
+    # Which of the optimizer's parameters are whose
+
+    def _lists(self) -> None:
+        shape = tuple(len(group["params"]) for group in self.optimizer.param_groups)
+        if shape == self._shape:
+            return
+        self._shape = shape
+        every = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._base = [p for p in every if p not in self._late_weights]
+        self._late = [p for p in every if p in self._late_weights]
+
+    @property
+    def base(self) -> list[nn.Parameter]:
+        """The base weights of this optimizer: all that is not late-phase, of whatever module."""
+        self._lists()
+        return self._base
+
+    @property
+    def late(self) -> list[nn.Parameter]:
+        """The late-phase weights of this optimizer."""
+        self._lists()
+        return self._late
+
+    # The members' optimizer states
+
+    def come_to_life(self, members: int, copy: bool, present: int) -> None:
+        """Give every member a state of its own: a copy of the present one, or none yet."""
+        state = self.optimizer.state
+        now = {p: state[p] for p in self.late if p in state} if copy else {}
+        self.states = [{p: _cloned(values) for p, values in now.items()} for _ in range(members)]
+        self.bring(present)
+        if self.in_place:
+            self._gathers = [p.register_post_accumulate_grad_hook(self._gather) for p in self.base if p.requires_grad]
+
+    def park(self, member: int) -> None:
+        """Put the member's state away; it is moved, never copied."""
+        state = self.optimizer.state
+        self.states[member] = {p: state.pop(p) for p in self.late if p in state}
+
+    def bring(self, member: int) -> None:
+        """Make the member's state the optimizer's."""
+        for parameter in self.late:
+            self.optimizer.state.pop(parameter, None)
+        self.optimizer.state.update(self.states[member])
+
+    def average_states(self, present: int) -> None:
+        """Leave the optimizer with the mean of the members' states: for weights that have become their average."""
+        self.park(present)
+        for parameter in self.late:
+            states = [member[parameter] for member in self.states if parameter in member]
+            if states:
+                self.optimizer.state[parameter] = {key: _mean([s[key] for s in states]) for key in states[0]}
+
+    # One step
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.nested:
+            return None
+        self._pending = None
+        self.turns.resumed = None
+        if not self.turns.alive:
+            return None
+        self.turns.check_step(self)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._withhold()
+            return None
+        wrapped = self._once(closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
+
+    def _once(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        called = False
+
+        def wrapped() -> Any:
+            nonlocal called
+            if called:
+                raise LatePhaseError(
+                    f"{type(self.optimizer).__name__} evaluates its closure more than once in a step; late-phase "
+                    "training gives every member one minibatch a step, so use an optimizer that evaluates it once"
+                )
+            called = True
+            loss = closure()
+            self._withhold()
+            return loss
+
+        return wrapped
+
+    @torch.no_grad()
+    def _withhold(self) -> None:
+        """Take the base gradients away, or, on the last turn, put the round's sum in their place."""
+        taken = [(p, p.grad.detach()) for p in self.base if p.grad is not None]
+        if not taken and not self._gathered and all(p.grad is None for p in self.late):
+            return  # a step without gradients is not a turn
+        found = getattr(self.optimizer, "found_inf", None)
+        if found is not None and float(found) > 0:
+            return  # a fused optimizer skips this step by itself
+        scale = getattr(self.optimizer, "grad_scale", None)
+        self._pending = []
+        self._scalars = [
+            {key: value for key, value in group.items() if type(value) in (int, float)}
+            for group in self.optimizer.param_groups
+        ]
+        if self.turns.replay(self) or (self.turns.last and not self.done):
+            self._hand_over(self.base, scale)
+            return
+        for parameter, gradient in taken:
+            parameter.grad = None
+            self._pending.append((parameter, gradient if scale is None else gradient / scale))
+
+    def _hand_over(self, base: list[nn.Parameter], scale: Tensor | None) -> None:
+        """Give the base weights the round's gradient: gamma times the sum of the members'."""
+        sums: list[Tensor | None] = []
+        for parameter in base:
+            gradient, gathered = parameter.grad, self.sums.get(parameter)
+            if gathered is not None and scale is not None:
+                gathered = gathered * scale
+            if gradient is None or gathered is None:
+                # A step that raises must find the sum as it was; gathered in place, there is no room for a copy.
+                alone = gathered if gathered is None or self.in_place else gathered.clone()
+                sums.append(alone if gradient is None else gradient)
+            elif gradient.layout == gathered.layout == torch.strided:
+                sums.append(gradient.add_(gathered))
+            else:
+                sums.append(gathered + gradient)
+        sums = self.turns.sum_over_ranks(sums, base)
+        gamma = self.turns.base_gradient
+        present = [total for total in sums if total is not None]
+        if gamma != 1 and present:
+            torch._foreach_mul_(present, gamma)
+        for parameter, total in zip(base, sums, strict=True):
+            parameter.grad = total
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.nested or self._pending is None:
+            return
+        if self.turns.last and not self.done:
+            self.sums.clear()
+        else:
+            self.restore_counters()
+            known = [(p, g) for p, g in self._pending if p in self.sums]
+            sums = [self.sums[p] for p, _ in known]
+            if known:
+                _add(sums, [g for _, g in known])
+                self.sums.update(zip((p for p, _ in known), sums, strict=True))
+            for parameter, gradient in self._pending:
+                if parameter not in self.sums:
+                    self.sums[parameter] = _owned(gradient)
+        self._pending = None
+        self._gathered = False
+        self.turns.stepped(self)
+
+    def restore_counters(self) -> None:
+        """Undo what a step did to the numbers in the optimizer's groups."""
+        # Some optimizers count steps in their groups (timm's Lamb, Adan, schedule-free). The base weights and each
+        # member step once a round, so a group's counters move on the last turn alone; every turn starts from the same.
+        for group, scalars in zip(self.optimizer.param_groups, self._scalars, strict=False):
+            for key, value in scalars.items():
+                group[key] = value
+
+    # Gathering during backward
+
+    _gathered = False
+
+    def _gather(self, parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter)
+        gradient = parameter.grad
+        if not self.turns.alive or gradient is None:
+            return
+        known = self.sums.get(parameter)
+        self.sums[parameter] = _owned(gradient) if known is None else known.add_(gradient)
+        parameter.grad = None
+        self._gathered = True
+
+
+def _cloned(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def _mean(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor) and values[0].is_floating_point():
+        return rounded(exact_mean(torch.stack(values)), values[0])
+    return values[0]
