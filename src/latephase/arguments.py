@@ -24,6 +24,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]
 
 
 def gamma(base_gradient: str | float, members: int) -> float:
+    """The factor on the sum of the members' base gradients."""
     if isinstance(base_gradient, str):
         if base_gradient not in ("sum", "mean"):
             raise LatePhaseValueError(f"base_gradient: {base_gradient!r}; use 'sum', 'mean' or a positive number")
@@ -34,6 +35,7 @@ def gamma(base_gradient: str | float, members: int) -> float:
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """The value, if it is one of the choices."""
     if value not in choices:
         raise LatePhaseValueError(f"{name}: {value!r}; use one of {', '.join(map(repr, choices))}")
     return value

@@ -1,7 +1,7 @@
 r"""The average of the members: means in float64, rounded once, and the exact fold of normalisation statistics.
 
-The mean over the members of an eval-mode BatchNorm's outputs is itself one affine map. With
-\(s_k = \gamma_k / \sqrt{v_k + \epsilon}\), \(\mu = \frac1K\sum \mu_k\), \(v = \frac1K\sum v_k\) it is the BatchNorm with
+The mean over the members of an eval-mode BatchNorm's outputs is itself one affine map. With the members' slopes
+\(s_k = \gamma_k / \sqrt{v_k + \epsilon}\) and the means \(\mu\), \(v\) of their statistics it is the BatchNorm with
 
 .. math:: \gamma = \bar s \sqrt{v + \epsilon}, \qquad \beta = \overline{\beta_k - s_k \mu_k} + \bar s\, \mu .
 

@@ -1,6 +1,7 @@
 """The phase's hooks on the model: what `train()`, `eval()`, `state_dict()`, deepcopy and backward see.
 
-Each hook is a small object that knows how to be copied: a copy of the model is an ordinary model that no phase controls.
+Each hook is a small object that knows how to be copied: a copy of the model is an ordinary model, and no phase
+controls it.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ class TrainMode:
         self.before = model.__dict__.get("train")
 
     def __call__(self, mode: bool = True) -> nn.Module:
+        """`nn.Module.train`."""
         if self.before is None:
             type(self.model).train(self.model, mode)
         else:
@@ -84,6 +86,7 @@ class AveragedState(_Hook):
         self.members, self.names = members, names
 
     def __call__(self, _: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+        """Put the averages where the module has just saved its own."""
         averages = self.members.average()
         for own, name in self.names.items():
             # Buffers that are not persistent are in no state dict.
@@ -98,6 +101,7 @@ class Loaded(_Hook):
         self.loaded = loaded
 
     def __call__(self, *_: Any) -> None:
+        """Pass it on."""
         self.loaded()
 
 
@@ -113,6 +117,7 @@ class BackwardGuard(_Hook):
         self.off = False
 
     def __call__(self, _: nn.Module, __: Any, output: Any) -> None:
+        """Hang a check on every output tensor."""
         # Compiled graphs save their inputs, so that the version check covers them; a guard would recompile.
         if self.off or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return

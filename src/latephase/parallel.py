@@ -1,6 +1,6 @@
 """All members in one pass: `torch.vmap` over the parked stacks, each member on its share of the batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +76,7 @@ class Stacks:
         counts = self._shared_counts()
         stacked = {name: value for name, value in self.buffers.items() if name not in counts}
 
-        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], tree: Any) -> Any:
+        def one(weights: Mapping[str, Tensor], buffers: dict[str, Tensor], tree: Any) -> Any:
             inner_args, inner_kwargs = tree
             return functional_call(self.model, {**weights, **buffers, **counts}, inner_args, inner_kwargs)
 

@@ -348,7 +348,7 @@ class LatePhase:
             )
         if not self._rounds.fresh:
             raise LatePhaseError(
-                f"parallel() in the middle of a round (turn {self.turn} of {self.members}); finish the round's turns first"
+                f"parallel() in the middle of a round (turn {self.turn} of {self.members}); finish the round first"
             )
         self._control.guard.off = True
         try:

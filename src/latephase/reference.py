@@ -139,9 +139,7 @@ class Reference:
             clip(parameters)
         if self.members:
             self._late_step(model)
-        for (
-            clock
-        ) in self.clocks:  # after the start no parameter of a clock has a gradient: it counts, nothing moves
+        for clock in self.clocks:  # after the start no parameter of a clock has a gradient: it counts, nothing moves
             clock.step()
         return True
 
@@ -170,8 +168,7 @@ class Reference:
         """An optimizer like ``clock`` for the named parameters of ``model``, None if it holds none."""
         twins = {self.model.get_parameter(name): model.get_parameter(name) for name in names}
         groups = [
-            {**group, "params": [twins[p] for p in group["params"] if p in twins]}
-            for group in clock.param_groups
+            {**group, "params": [twins[p] for p in group["params"] if p in twins]} for group in clock.param_groups
         ]
         if not any(group["params"] for group in groups):
             return None
@@ -232,9 +229,7 @@ def _fold(layer: _NormBase, copies: Sequence[nn.Module], into_affine: bool) -> N
     plain = {name: _mean(state[name] for state in states) for name in states[0]}
     if into_affine:
         s = [state["weight"] / (state["running_var"] + layer.eps).sqrt() for state in states]
-        shift = _mean(
-            state["bias"] - s_k * state["running_mean"] for state, s_k in zip(states, s, strict=True)
-        )
+        shift = _mean(state["bias"] - s_k * state["running_mean"] for state, s_k in zip(states, s, strict=True))
         plain["weight"] = _mean(s) * (plain["running_var"] + layer.eps).sqrt()
         plain["bias"] = shift + _mean(s) * plain["running_mean"]
     else:

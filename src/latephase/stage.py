@@ -26,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def apply(model: nn.Module, batch: Any) -> Any:
-    """Outputs in eval mode, without gradients, on a tensor, a tuple that begins with the input, or keyword arguments."""
+    """Outputs in eval mode, without gradients, on a tensor, a tuple that begins with the input, or a dict."""
     with evaluating(model), torch.no_grad():
         if isinstance(batch, dict):
             return model(**batch)

@@ -96,7 +96,8 @@ def _watching(layers: dict[str, _BatchNorm], pools: dict[str, _Pooled]) -> Itera
         # in the statistics, and passes through those gathered so far.
         layer.training = inputs.numel() > inputs.shape[1]
         if not layer.training and pool.count > 1:
-            assert layer.running_mean is not None and layer.running_var is not None
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
             layer.running_mean.copy_(pool.mean)
             layer.running_var.copy_(pool.squares / (pool.count - 1))
 
@@ -197,11 +198,11 @@ def _check(pools: dict[str, _Pooled], seen: int) -> None:
     for name, pool in pools.items():
         if pool.count < 2:
             raise LatePhaseValueError(
-                f"recompute_statistics: layer {name!r} saw {pool.count} value(s) a channel; a variance needs two or more"
+                f"recompute_statistics: layer {name!r} saw {pool.count} values a channel; a variance needs at least 2"
             )
 
 
-def _fresh(pool: _Pooled, buffer: str, seen: int) -> Tensor | int:
+def _fresh(pool: _Pooled, buffer: str, seen: int) -> Tensor:
     if buffer == "running_mean":
         return pool.mean
     if buffer == "running_var":

@@ -147,7 +147,8 @@ class Steps:
         """Make the member's state the optimizer's."""
         for parameter in self.late:
             self.optimizer.state.pop(parameter, None)
-        self.optimizer.state.update(self.states[member])
+        for parameter, values in self.states[member].items():
+            self.optimizer.state[parameter] = values
 
     def average_states(self, present: int) -> None:
         """Leave the optimizer with the mean of the members' states: for weights that have become their average."""

@@ -110,7 +110,7 @@ class Head(Family):
         ]
         if owners:
             raise LatePhaseValueError(
-                f"weights 'head': {name!r} is tied to {listing(owners)}, so replicating the head would replicate that "
-                f"too; say so with Parameters({name + '.weight'!r}), or choose with Head(name=...) among {listing(linears)}"
+                f"weights 'head': {name!r} is tied to {listing(owners)}, which replicating it would replicate too; if "
+                f"that is meant, use Parameters('{name}.*'), or choose with Head(name=...) among {listing(linears)}"
             )
         return head
