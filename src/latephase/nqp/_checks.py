@@ -54,9 +54,7 @@ def fraction(name: str, value: object) -> float:
     return number
 
 
-def vector(
-    name: str, value: ArrayLike, size: int | None = None, *, non_negative: bool = True
-) -> NDArray[np.float64]:
+def vector(name: str, value: ArrayLike, size: int | None = None, *, non_negative: bool = True) -> NDArray[np.float64]:
     """Return ``value`` as a read-only float64 vector; with ``size`` a scalar is repeated to that length."""
     try:
         array = np.array(value, dtype=np.float64)

@@ -78,14 +78,9 @@ class SWA:
             ValueError: A count is negative, not increasing, or too small to fill the window.
         """
         counts, single = _checks.counts("minibatches", minibatches)
-        smallest = 1 if self.window is None else self.window - 1
-        if counts[0] < smallest:
-            raise ValueError(
-                f"minibatches = {counts[0]} is too small for window = {self.window}; need >= {smallest}"
-            )
+        firsts = self.first_iterates(counts)
         descent = SGD(self.lr).descent(problem)
         window = Repeated(self._window_map(descent.step()))
-        firsts = [1 if self.window is None else count - self.window + 1 for count in counts]
         initial = Moments.of(problem.initial_mean, problem.initial_variance)
         clock = Clock(0, 1, None)
         losses = []
@@ -122,6 +117,13 @@ class SWA:
         window = Repeated(self._window_map(descent.step()))
         loss = _loss_of_mean(problem, window(_doubled(begin), self.window - 1), self.window)
         return Loss(loss, loss)
+
+    def first_iterates(self, counts: Sequence[int]) -> list[int]:
+        """Return the index of the first averaged iterate for every count, or raise where there is none."""
+        smallest = 1 if self.window is None else self.window - 1
+        if counts[0] < smallest:
+            raise ValueError(f"minibatches = {counts[0]} is too small for window = {self.window}; need >= {smallest}")
+        return [1 if self.window is None else count - self.window + 1 for count in counts]
 
     @staticmethod
     def _window_map(step: LinearMap) -> LinearMap:
@@ -186,9 +188,7 @@ class EMA:
         step = SGD(self.lr).descent(problem).step()
         a, q = step.transition[0, 0], step.noise[0, 0]
         b, c = np.full_like(a, self.decay), 1.0 - self.decay
-        both = LinearMap(
-            np.array([[a, np.zeros_like(a)], [c * a, b]]), np.array([[q, c * q], [c * q, c * c * q]])
-        )
+        both = LinearMap(np.array([[a, np.zeros_like(a)], [c * a, b]]), np.array([[q, c * q], [c * q, c * c * q]]))
         advance = Repeated(both)
         now, moments = 0, _doubled(Moments.of(problem.initial_mean, problem.initial_variance))
         losses = []

@@ -139,9 +139,7 @@ class LatePhase:
         zero = np.zeros(problem.directions)
         for u, d in zip(
             mean_mode.evolve(self.born(at_start), clock, late),
-            differences.evolve(
-                Moments.of(zero, zero + self.perturbation_variance, mean_mode.size), clock, late
-            ),
+            differences.evolve(Moments.of(zero, zero + self.perturbation_variance, mean_mode.size), clock, late),
             strict=True,
         ):
             average.append(problem.loss(u.mean[0], u.covariance[0, 0]))
@@ -183,9 +181,7 @@ class LatePhase:
 
     def plain_descent(self, problem: Problem) -> Descent:
         """Return the recursion of plain SGD before the start."""
-        return Descent(
-            problem.curvature, problem.noise, self.plain_lr, Momentum(self.momentum, self.nesterov)
-        )
+        return Descent(problem.curvature, problem.noise, self.plain_lr, Momentum(self.momentum, self.nesterov))
 
     def modes(self, problem: Problem) -> tuple[Descent, Descent]:
         """Return the recursions of the averaged model and of the differences, one step per round."""

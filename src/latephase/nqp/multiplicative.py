@@ -150,9 +150,7 @@ class MultiplicativeLatePhase:
         q = float(np.sum(theta**2 * problem.curvature))
         p = float(np.sum((theta * problem.curvature) ** 2 * problem.noise))
         # With late_lr = 0 the differences keep what the perturbation gave them.
-        spread = (
-            self.late_lr * p / (2.0 - self.late_lr * q) if self.late_lr else q * self.perturbation_variance
-        )
+        spread = self.late_lr * p / (2.0 - self.late_lr * q) if self.late_lr else q * self.perturbation_variance
         return Loss(average, average + 0.5 * (1.0 - 1.0 / self.members) * spread)
 
     def landing(self, problem: Problem) -> float:
@@ -274,9 +272,7 @@ class MultiplicativeLatePhase:
     def _preconditioned(self, problem: Problem, phi: float) -> NDArray[np.float64]:
         root = np.sqrt(problem.curvature)
         scaled = root * self.optimum_of(problem) / phi
-        return np.diag(self.summed_base_lr * phi**2 * problem.curvature) + self.late_lr * np.outer(
-            scaled, scaled
-        )
+        return np.diag(self.summed_base_lr * phi**2 * problem.curvature) + self.late_lr * np.outer(scaled, scaled)
 
     def _noise_powers(self, problem: Problem) -> tuple[float, float]:
         """Return G/B and P/B, the gradient noise in all directions and weighted by w*."""

@@ -42,9 +42,7 @@ class Snapshot(NamedTuple):
     phi: Array | None = None
 
 
-def simulate(
-    method: Method, problem: Problem, minibatches: int | Sequence[int], replicas: int, seed: int
-) -> Loss:
+def simulate(method: Method, problem: Problem, minibatches: int | Sequence[int], replicas: int, seed: int) -> Loss:
     """Run the literal algorithm in many independent replicas.
 
     Every minibatch draws its own noise, members take their turns in a loop over k with the base weights
@@ -220,9 +218,7 @@ def _run_late_phase(method: LatePhase, draw: _Minibatches, counts: list[int]) ->
 
 
 @_run.register(MultiplicativeLatePhase)
-def _run_multiplicative(
-    method: MultiplicativeLatePhase, draw: _Minibatches, counts: list[int]
-) -> Iterator[Snapshot]:
+def _run_multiplicative(method: MultiplicativeLatePhase, draw: _Minibatches, counts: list[int]) -> Iterator[Snapshot]:
     _checks.whole_rounds(counts, method.members, method.start)
     optimum = method.optimum_of(draw.problem)
     error = draw.initial()
@@ -268,7 +264,7 @@ def _run_ensemble(method: Ensemble, draw: _Minibatches, counts: list[int]) -> It
 def _run_swa(method: SWA, draw: _Minibatches, counts: list[int]) -> Iterator[Snapshot]:
     w = draw.initial()
     # For each count, the iterates w_first .. w_count are averaged as they come.
-    firsts = [1 if method.window is None else count - method.window + 1 for count in counts]
+    firsts = method.first_iterates(counts)
     sums = [np.zeros(draw.shape) for _ in counts]
     for minibatch in range(counts[-1] + 1):
         for total, first, count in zip(sums, firsts, counts, strict=True):

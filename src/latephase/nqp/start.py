@@ -142,9 +142,7 @@ def optimal_start(method: LatePhase, problem: Problem, minibatches: int | None =
     limit = np.inf if minibatches is None else _checks.whole_number("minibatches", minibatches, 0)
     lr, largest = method.plain_lr, method.max_lr(problem)
     if not 0.0 < lr < largest:
-        raise ValueError(
-            f"effective_lr = sgd_lr = {lr:g} has no noise floor; need 0 < effective_lr < {largest:g}"
-        )
+        raise ValueError(f"effective_lr = sgd_lr = {lr:g} has no noise floor; need 0 < effective_lr < {largest:g}")
     floor = Descent(problem.curvature, problem.noise, lr, method.plain_descent(problem).momentum)
     v_inf = floor.stationary_variance()
     bias = problem.initial_mean**2 + problem.initial_variance - v_inf

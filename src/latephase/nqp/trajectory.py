@@ -40,9 +40,7 @@ class _State(NamedTuple):
     difference: np.float64
 
 
-def propagate(
-    method: MultiplicativeLatePhase, problem: Problem, minibatches: int | Sequence[int]
-) -> Trajectory:
+def propagate(method: MultiplicativeLatePhase, problem: Problem, minibatches: int | Sequence[int]) -> Trajectory:
     r"""Propagate the path and the (n+1) x (n+1) covariance of the deviations (a, b) of (theta, mean phi).
 
     With :math:`e = \theta\varphi - w^*` and the covariance P, the loss of the averaged model is
@@ -104,9 +102,7 @@ def _evolve(
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a diverging path ends in an infinite loss, not in a warning
-def _round(
-    method: MultiplicativeLatePhase, problem: Problem, optimum: NDArray[np.float64], state: _State
-) -> _State:
+def _round(method: MultiplicativeLatePhase, problem: Problem, optimum: NDArray[np.float64], state: _State) -> _State:
     theta, phi, covariance, difference = state
     h, base, late = problem.curvature, method.summed_base_lr, method.late_lr
     error = theta * phi - optimum
