@@ -1,0 +1,166 @@
+"""The fields of a recipe: what is trained on what, for how long, and compared with what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images, their split and what is done to them.
+
+    Attributes:
+        name: Source: `digits`, `parquet`, `folder`, `cifar10` or `cifar100`.
+        train: File (parquet) or folder of training images; the folder to download to for `cifar10` and `cifar100`.
+        test: File or folder of test images.
+        image_size: Side in pixels that images of a folder are resized and centre-cropped to.
+        subset: Training images to keep, class-balanced; null keeps all.
+        validation: Images taken from the training images, class-balanced, never trained on.
+        test_images: Size of the test set where the source has none of its own; null takes a third.
+        label_noise: Fraction of the training labels replaced by a class drawn uniformly from all classes.
+        crop_padding: Pixels of zero padding before a random crop back to the image's own size.
+        flip: Mirror each training image with probability one half.
+        split_seed: Seed of split, subset and label noise; null takes the run's seed, a fresh split for each.
+    """
+
+    name: str = "digits"
+    train: str | None = None
+    test: str | None = None
+    image_size: int | None = None
+    subset: int | None = None
+    validation: int = 0
+    test_images: int | None = None
+    label_noise: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    split_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network.
+
+    Attributes:
+        name: `small-cnn`, `wrn-DEPTH-WIDTH` or `torchvision:NAME`.
+        width: Channels of the small CNN.
+        depth: Convolutions of the small CNN.
+        pretrained: Start from torchvision's published weights (their head is replaced if the classes differ).
+    """
+
+    name: str = "small-cnn"
+    width: int = 8
+    depth: int = 3
+    pretrained: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """SGD with Nesterov momentum; the learning rate is constant, then linear, then constant.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images in a minibatch; a last minibatch that is not full is left out.
+        lr: Learning rate at the start.
+        momentum: Momentum (Nesterov's when it is not zero).
+        weight_decay: Weight decay of every weight.
+        constant_until: Fraction of training up to which the learning rate stays `lr`.
+        linear_until: Fraction of training at which it has fallen linearly to `final_lr`.
+        final_lr: Learning rate from then on, as a fraction of `lr`.
+    """
+
+    epochs: int = 80
+    batch_size: int = 16
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    constant_until: float = 0.5
+    linear_until: float = 0.9
+    final_lr: float = 0.01
+
+
+@dataclass(frozen=True)
+class LatePhase:
+    """Late-phase weights, and the controls that share their start and their number of members.
+
+    Attributes:
+        start: T0, the fraction of training after which the members come to life.
+        members: K, the number of members.
+        weights: Families of late-phase weights: `norm`, `head`, `rank-one` or `full`.
+        noise: sigma_0, the members' initial spread relative to each tensor's RMS.
+        base_gradient: gamma, the factor on the sum of the members' base gradients: `sum` (1), `mean` (1/K) or a number.
+        optimizer_state: `copy` gives every member the momentum at T0, `reset` none, as the authors' code does.
+        weight_decay: Weight decay of the late-phase weights from T0 on; null keeps the training's.
+    """
+
+    start: float = 0.5
+    members: int = 10
+    weights: list[str] = field(default_factory=lambda: ["norm", "head"])
+    noise: float = 0.0
+    base_gradient: str | float = "sum"
+    optimizer_state: str = "copy"
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class SWA:
+    """Stochastic weight averaging.
+
+    Attributes:
+        start: Fraction of training after which the weights at the end of every epoch enter the average.
+    """
+
+    start: float = 0.8
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how the arithmetic is done.
+
+    Attributes:
+        device: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, `mps`, ...
+        precision: `float32`, or `bfloat16` for autocast.
+        channels_last: Keep images and convolution weights channels-last.
+        threads: CPU threads of each process.
+        onednn: Let PyTorch use oneDNN on CPUs; on images of a few pixels its calls cost more than they save.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    channels_last: bool = False
+    threads: int = 1
+    onednn: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One setting: data, model, training, and the methods to compare on it.
+
+    Attributes:
+        title: One line that says what is special about it.
+        method: The method that `latephase train` trains.
+        methods: The methods that `latephase compare` compares.
+        seed: The seed; of `compare`, the first one.
+        seeds: Number of seeds that `compare` runs.
+        data: Images, split and augmentation.
+        model: The network.
+        training: Optimizer, learning rate and length.
+        late_phase: Late-phase weights and their controls.
+        swa: Stochastic weight averaging.
+        compute: Device, precision and threads.
+        evaluate_every: Epochs between two points of the learning curves.
+        checkpoint_minutes: Minutes between two checkpoints.
+    """
+
+    title: str = ""
+    method: str = "late-phase"
+    methods: list[str] = field(default_factory=lambda: ["base", "swa", "late-phase", "late-phase+swa"])
+    seed: int = 0
+    seeds: int = 10
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    late_phase: LatePhase = field(default_factory=LatePhase)
+    swa: SWA = field(default_factory=SWA)
+    compute: Compute = field(default_factory=Compute)
+    evaluate_every: int = 1
+    checkpoint_minutes: float = 5.0

@@ -1,0 +1,60 @@
+"""Stochastic weight averaging (Izmailov et al., 2018)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from latephase.experiments.methods.method import Reading
+
+if TYPE_CHECKING:
+    from latephase.experiments.trajectory import Trajectory
+
+
+class SWA(Reading):
+    """The mean of the weights at the end of every epoch after a fraction of training.
+
+    Under late-phase weights the mean is that of the averaged model, hence of all members. The sum is kept in
+    float64 and rounded once: torch.optim.swa_utils averages step by step in the weights' own precision, and copies
+    the module. BatchNorm statistics are recomputed afterwards, on augmented minibatches.
+    """
+
+    name = "swa"
+    label = "SWA"
+    summary = "mean of the weights at the ends of the last epochs, statistics recomputed"
+
+    def __init__(self, recipe: Any) -> None:
+        super().__init__(recipe)
+        self._sum: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
+        self._models = 0
+
+    def after_epoch(self, trajectory: Trajectory, epoch: int) -> None:
+        """Add the weights once the fraction is passed."""
+        training = self.recipe.training
+        # In whole epochs, so that a fraction such as 0.8 means epochs 161 to 200 of 200 and not 160 to 200.
+        if epoch <= round(self.recipe.swa.start * training.epochs):
+            return
+        self._last = {name: value.detach().clone() for name, value in trajectory.model.state_dict().items()}
+        for name, value in self._last.items():
+            if value.is_floating_point():
+                wide = value.to(torch.float64)
+                self._sum[name] = self._sum[name] + wide if self._models else wide
+        self._models += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        """The mean; what is not a floating-point tensor is that of the last epoch."""
+        return {
+            name: (self._sum[name] / self._models).to(value.dtype) if name in self._sum else value
+            for name, value in self._last.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and how many models are in them."""
+        return {"models": self._models, "sum": self._sum, "last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the sums."""
+        self._models, self._sum, self._last = state["models"], dict(state["sum"]), dict(state["last"])

@@ -1,0 +1,233 @@
+"""Recipes: YAML files that inherit from one another, with overrides from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from latephase.experiments.config import Recipe
+from latephase.experiments.errors import ExperimentError, unknown
+
+# What a recipe may change without changing the numbers of any one run.
+_FREE = ("title", "method", "methods", "seed", "seeds", "checkpoint_minutes")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that the package ships.
+
+    Returns:
+        Their names, sorted; `load_recipe` takes each of them.
+    """
+    folder = resources.files("latephase.experiments") / "recipes"
+    return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_parser(command: str) -> ArgumentParser:
+    """The command line of everything that takes a recipe: one option for each field of a recipe.
+
+    Args:
+        command: Name of the command, for its help.
+
+    Returns:
+        The parser, which raises `ArgumentError` instead of ending the process.
+    """
+    parser = ArgumentParser(prog=f"latephase {command}", exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    return parser
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, everything it inherits from, and the overrides on top.
+
+    Args:
+        name: A shipped recipe's name, or the path of a YAML file.
+        overrides: Command-line options such as `["--late_phase.members", "5"]`.
+
+    Returns:
+        The resolved recipe.
+
+    Raises:
+        ExperimentError: If the recipe does not exist, or a key or a value is not one.
+
+    Example:
+        >>> load_recipe("digits-noisy", ["--seed", "3"]).data.label_noise
+        0.2
+    """
+    parser = recipe_parser("train")
+    try:
+        chosen = parser.parse_object(_inherited(name, ()))
+    except (ArgumentError, TypeError) as error:
+        raise _readable(error, f"recipe {name}: ") from error
+    try:
+        resolved = parser.parse_args(list(overrides), namespace=chosen)
+    except ArgumentError as error:
+        raise _readable(error, "") from error
+    recipe = recipe_from_dict(resolved.as_dict())
+    _check(recipe)
+    return recipe
+
+
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from nested plain values, as `dataclasses.asdict` takes it apart.
+
+    Args:
+        values: Fields, and for each section a mapping of its fields.
+
+    Returns:
+        The recipe.
+    """
+    sections = {f.name: type(getattr(Recipe(), f.name)) for f in dataclasses.fields(Recipe)}
+    built = {key: sections[key](**v) if isinstance(v, Mapping) else v for key, v in values.items()}
+    return Recipe(**built)
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What makes two recipes the same one: every field that changes the numbers of a run.
+
+    Args:
+        recipe: A resolved recipe.
+
+    Returns:
+        Dotted field names and their values; title, seeds, methods and the pace of checkpoints are left out.
+    """
+    plain = dataclasses.asdict(recipe)
+    return {key: value for key, value in _flat(plain) if key.split(".")[0] not in _FREE}
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Write a recipe as YAML that `load_recipe` reads back to the same recipe.
+
+    Args:
+        recipe: A resolved recipe.
+
+    Returns:
+        The text.
+    """
+    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, width=100)
+
+
+def _inherited(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The recipe's own keys over those of the recipe it inherits from, and so on."""
+    if name in seen:
+        raise ExperimentError(f"recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}")
+    own = _read(name)
+    _check_keys(own, name)
+    parent = own.pop("inherits", None)
+    if parent is None:
+        return own
+    if not _is_file(parent) or Path(parent).is_absolute() or not _is_file(name):
+        base = _inherited(parent, (*seen, name))
+    else:
+        base = _inherited(str(Path(name).parent / parent), (*seen, name))
+    return _over(base, own)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    try:
+        if _is_file(name):
+            text = Path(name).read_text(encoding="utf-8")
+        elif name in recipe_names():
+            path = resources.files("latephase.experiments") / "recipes" / f"{name}.yaml"
+            text = path.read_text(encoding="utf-8")
+        else:
+            raise unknown("recipe", name, recipe_names())
+        values = yaml.safe_load(text) or {}
+    except OSError as error:
+        raise ExperimentError(f"cannot read recipe {name}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ExperimentError(f"recipe {name} is not valid YAML: {where}") from error
+    if not isinstance(values, dict):
+        raise ExperimentError(f"recipe {name} must map keys to values, not be {type(values).__name__}")
+    return values
+
+
+def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in own.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _over(merged[key], value) if nested else value
+    return merged
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _keys() -> list[str]:
+    return [key for key, _ in _flat(dataclasses.asdict(Recipe()))]
+
+
+def _check_keys(values: Mapping[str, Any], name: str) -> None:
+    known = _keys()
+    sections = {key.split(".")[0] for key in known if "." in key}
+    for key, value in values.items():
+        if key in sections and not isinstance(value, Mapping):
+            raise ExperimentError(f"recipe {name}: {key} must be a section of keys, not {value!r}")
+    for key, _ in _flat(values):
+        if key not in known and key not in ("inherits", *sections):
+            raise unknown(f"key in recipe {name}:", key, known)
+
+
+def _readable(error: Exception, where: str) -> ExperimentError:
+    """One line for what jsonargparse says in several."""
+    text = str(error)
+    if found := re.search(r"unrecognized arguments: (.+)", text, re.IGNORECASE):
+        option = found.group(1).split()[0]
+        options = [f"--{key}" for key in _keys()]
+        return unknown("option", option.split("=")[0], options)
+    if found := re.search(r'key "([\w.]+)"', text):
+        key = found.group(1)
+        expected = " or ".join(dict.fromkeys(re.findall(r"Expected an? (?:<class ')?([\w\[\]]+)", text)))
+        value = re.search(r"(?:Given value|Got value): (.*)", text)
+        given = f" = {value.group(1)}" if value else ""
+        return ExperimentError(f"{where}{key}{given} is not valid; it takes {expected.replace('NoneType', 'null')}")
+    return ExperimentError(where + " ".join(text.split()))
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse values of the right type that no training can have."""
+    flat = dict(_flat(dataclasses.asdict(recipe)))
+
+    def need(key: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise ExperimentError(f"{key} = {flat[key]} is not valid; it takes {what}")
+
+    for key in ("training.epochs", "training.batch_size", "late_phase.members", "seeds", "evaluate_every"):
+        need(key, flat[key] >= 1, "a whole number from 1")
+    for key in ("compute.threads", "model.width", "model.depth"):
+        need(key, flat[key] >= 1, "a whole number from 1")
+    for key in ("data.subset", "data.test_images", "data.image_size"):
+        need(key, flat[key] is None or flat[key] >= 1, "null or a whole number from 1")
+    for key in ("data.validation", "data.crop_padding", "seed"):
+        need(key, flat[key] >= 0, "a whole number from 0")
+    fractions = ("training.constant_until", "training.linear_until", "late_phase.start", "swa.start")
+    for key in (*fractions, "data.label_noise"):
+        need(key, 0 <= flat[key] <= 1, "a fraction from 0 to 1")
+    need("swa.start", recipe.swa.start < 1, "a fraction below 1, for there would be nothing to average")
+    need(
+        "training.linear_until",
+        recipe.training.linear_until >= recipe.training.constant_until,
+        f"a fraction from training.constant_until = {recipe.training.constant_until} to 1",
+    )
+    for key in ("training.lr", "training.momentum", "training.weight_decay", "training.final_lr"):
+        need(key, flat[key] >= 0, "a number from 0")
+    need("late_phase.optimizer_state", recipe.late_phase.optimizer_state in ("copy", "reset"), "copy or reset")
+    gamma = recipe.late_phase.base_gradient
+    need("late_phase.base_gradient", not isinstance(gamma, str) or gamma in ("sum", "mean"), "sum, mean or a number")
+    need("compute.precision", recipe.compute.precision in ("float32", "bfloat16"), "float32 or bfloat16")

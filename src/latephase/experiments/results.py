@@ -1,0 +1,239 @@
+"""results.json: every number of a study, with the command, the commit and the machine they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import latephase
+from latephase.experiments.checkpoints import write_text
+from latephase.experiments.config import Recipe
+from latephase.experiments.device import describe_device, pick_device
+from latephase.experiments.errors import ExperimentError
+from latephase.experiments.methods import label_of, parse_method, summary_of
+from latephase.experiments.metrics_file import read_records
+from latephase.experiments.plan import Leg
+from latephase.experiments.statistics import paired_difference, summarise
+
+METRICS = ("accuracy", "nll", "ece", "brier")
+# What a method is set against, where the study has it.
+_AGAINST = ("base", "swa")
+_CONTROLS = ("twin", "lr-over-k", "k-batch")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One recipe in a study.
+
+    Attributes:
+        name: The recipe's name.
+        recipe: The recipe.
+        methods: The methods asked for.
+        seeds: The seeds.
+        folder: Where its runs are.
+        legs: What has to be trained.
+        total: Minibatches of the whole training.
+        sizes: Number of `classes` and of `train`, `validation` and `test` images.
+    """
+
+    name: str
+    recipe: Recipe
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folder: Path
+    legs: list[Leg]
+    total: int
+    sizes: dict[str, int]
+
+
+def gather(
+    kind: str, settings: Sequence[Setting], *, command: str, workers: int, trained: int, seconds: float
+) -> dict[str, Any]:
+    """Collect the results of all runs and set the methods against each other.
+
+    Args:
+        kind: `train` or `compare`.
+        settings: The settings, all their legs done.
+        command: The command line.
+        workers: Number of processes.
+        trained: Number of legs trained by this command.
+        seconds: Its wall time.
+
+    Returns:
+        Plain values for JSON.
+    """
+    return {
+        "kind": kind,
+        "command": command,
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": describe_device(pick_device(settings[0].recipe.compute.device)),
+        "workers": workers,
+        "seconds": seconds,
+        "legs": {"trained_now": trained, "all": sum(len(setting.legs) for setting in settings)},
+        "versions": _versions(),
+        "settings": [_gather_setting(setting) for setting in settings],
+    }
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write results.json.
+
+    Args:
+        path: The file.
+        results: What `gather` returned.
+
+    Raises:
+        ExperimentError: If it cannot be written.
+    """
+    write_text(path, json.dumps(results, indent=1) + "\n")
+
+
+def _gather_setting(setting: Setting) -> dict[str, Any]:
+    runs = {method: [_run(setting, method, seed) for seed in setting.seeds] for method in setting.methods}
+
+    shared = sum(leg.until for leg in setting.legs if not leg.outputs)
+    own = sum(leg.until - leg.begin for leg in setting.legs if leg.outputs)
+    return {
+        "name": setting.name,
+        "title": setting.recipe.title or setting.name,
+        "recipe": dataclasses.asdict(setting.recipe),
+        "images": setting.sizes,
+        "seeds": list(setting.seeds),
+        "minibatches": {
+            "each_run": setting.total,
+            "trained": shared + own,
+            "without_sharing": setting.total * len(setting.methods) * len(setting.seeds),
+        },
+        "methods": {
+            method: {
+                "label": label_of(method),
+                "summary": summary_of(method, setting.recipe),
+                "reads": parse_method(method)[0].name,
+                "start": runs[method][0]["start"],
+                **_scores(runs, method),
+                "curve": _curve(setting, method),
+                "reliability": _add(run["reliability"] for run in runs[method]),
+                "disagreement": _mean_matrix([run["disagreement"] for run in runs[method]]),
+                "seconds": {
+                    part: summarise([run["seconds"][part] for run in runs[method]])
+                    for part in ("shared", "own", "evaluation")
+                },
+            }
+            for method in setting.methods
+        },
+        "contrasts": _contrasts(runs),
+    }
+
+
+def _scores(runs: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:
+    ours = runs[method]
+    parts = {part: _summaries(ours, part) for part in ("test", "validation", "ensemble", "member_mean")}
+    return {
+        **parts,
+        "by_seed": {metric: [run["test"][metric] for run in ours] for metric in METRICS},
+        "against": {
+            other: {metric: _paired(ours, runs[other], metric) for metric in METRICS}
+            for other in _AGAINST
+            if other in runs and other != method
+        },
+    }
+
+
+def _summaries(runs: list[dict[str, Any]], part: str) -> dict[str, Any] | None:
+    if any(run[part] is None for run in runs):
+        return None
+    return {metric: summarise([run[part][metric] for run in runs]) for metric in METRICS}
+
+
+def _paired(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    return dict(paired_difference([r["test"][metric] for r in ours], [r["test"][metric] for r in theirs]))
+
+
+def _contrasts(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Late-phase training against the controls that have its step count or its annealing but not its members."""
+    pairs = [(ours, control) for ours in ("late-phase",) for control in _CONTROLS]
+    return [
+        {"method": ours, "control": control, **_paired(runs[ours], runs[control], "accuracy")}
+        for ours, control in pairs
+        if ours in runs and control in runs
+    ]
+
+
+def _curve(setting: Setting, method: str) -> dict[str, list[float]]:
+    """Mean over seeds of the held-out scores of every epoch that has them, the shared part included."""
+    training = parse_method(method)[0].name
+    curves = []
+    for seed in setting.seeds:
+        legs = [leg for leg in setting.legs if leg.seed == seed]
+        own = next(leg for leg in legs if leg.outputs and leg.training == training)
+        records = read_records(own.folder / "metrics.jsonl")
+        if own.after is not None:
+            shared = next(leg for leg in legs if not leg.outputs)
+            records = [r for r in read_records(shared.folder / "metrics.jsonl") if r["step"] <= own.begin] + records
+        curves.append([record for record in records if "accuracy" in record])
+    columns = list(zip(*curves, strict=True))
+    return {
+        "epoch": [column[0]["epoch"] for column in columns],
+        **{
+            key: [sum(record[key] for record in column) / len(column) for column in columns]
+            for key in ("loss", "accuracy", "nll")
+        },
+    }
+
+
+def _run(setting: Setting, method: str, seed: int) -> dict[str, Any]:
+    leg = next(leg for leg in setting.legs if leg.seed == seed and method in dict(leg.outputs))
+    path = dict(leg.outputs)[method] / "result.json"
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ExperimentError(f"cannot read {path}: {error}; remove it to evaluate that run again") from error
+    return result
+
+
+def _add(parts: Any) -> dict[str, list[float]]:
+    parts = list(parts)
+    return {key: [sum(values) for values in zip(*(p[key] for p in parts), strict=True)] for key in parts[0]}
+
+
+def _mean_matrix(matrices: list[list[list[float]] | None]) -> list[list[float]] | None:
+    there = [m for m in matrices if m is not None]
+    if not there:
+        return None
+    rows = zip(*there, strict=True)
+    return [[sum(cell) / len(there) for cell in zip(*row, strict=True)] for row in rows]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "numpy")
+    return {
+        "latephase": latephase.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that this package runs from, if it does, and whether it was changed."""
+    where = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=where,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

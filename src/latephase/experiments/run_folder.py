@@ -1,0 +1,51 @@
+"""Run folders: one recipe each, written into it, and refused to another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from latephase.experiments.checkpoints import write_text
+from latephase.experiments.config import Recipe
+from latephase.experiments.errors import ExperimentError
+from latephase.experiments.recipe import identity, recipe_from_dict, to_yaml
+
+
+def claim(folder: Path, recipe: Recipe, run: tuple[str, ...] = ()) -> bool:
+    """Make a folder the run folder of a recipe, or find that it is.
+
+    Args:
+        folder: The folder; it is made if need be.
+        recipe: The recipe.
+        run: Further fields that must be the same, such as the method and the seed of a single training.
+
+    Returns:
+        True if a run of this recipe was begun there before.
+
+    Raises:
+        ExperimentError: If the folder holds something else.
+    """
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ExperimentError(f"{folder} is not empty and holds no recipe.yaml; choose another --output")
+        write_text(path, to_yaml(recipe))
+        return False
+    try:
+        there = recipe_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ExperimentError(f"{path} is not a resolved recipe; choose another --output") from error
+    old, new = _fields(there, run), _fields(recipe, run)
+    for key in new:
+        if old[key] != new[key]:
+            raise ExperimentError(
+                f"{folder} is the run folder of another recipe ({key} is {old[key]} there, {new[key]} here); "
+                "choose another --output or remove it"
+            )
+    write_text(path, to_yaml(recipe))
+    return True
+
+
+def _fields(recipe: Recipe, run: tuple[str, ...]) -> dict[str, object]:
+    return identity(recipe) | {key: getattr(recipe, key) for key in run}

@@ -1,0 +1,44 @@
+"""The paper's learning rates: constant, then linear, then constant, in fractions of training."""
+
+from __future__ import annotations
+
+from latephase.experiments.config import Training
+
+
+def learning_rate(training: Training, fraction: float) -> float:
+    """The learning rate of a minibatch.
+
+    The paper's SGD rows (constant to epoch 100 of 200, linear to 0.001 at 180) are `constant_until=0.5,
+    linear_until=0.9, final_lr=0.01`; its SWA rows are `0.4`, `0.72` and `0.5`.
+
+    Args:
+        training: Initial and final learning rate and the two breakpoints.
+        fraction: Share of all minibatches that were trained on before this one, from 0 to 1.
+
+    Returns:
+        The learning rate.
+
+    Example:
+        >>> learning_rate(Training(lr=0.1, constant_until=0.5, linear_until=0.9, final_lr=0.01), 0.7)
+        0.0505
+    """
+    begin, end = training.constant_until, training.linear_until
+    if fraction < begin:
+        return training.lr
+    if fraction >= end:
+        return training.lr * training.final_lr
+    done = (fraction - begin) / (end - begin)
+    return training.lr * (1.0 - done * (1.0 - training.final_lr))
+
+
+def steps_at(fraction: float, total: int) -> int:
+    """The number of minibatches in a fraction of training, to the nearest one.
+
+    Args:
+        fraction: From 0 to 1.
+        total: Minibatches of the whole training.
+
+    Returns:
+        A whole number from 0 to `total`.
+    """
+    return min(total, max(0, round(fraction * total)))
