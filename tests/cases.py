@@ -22,9 +22,7 @@ from zoo import MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, factor, inputs
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, lr=0.1, **kw),
-    "nesterov": lambda p, **kw: torch.optim.SGD(
-        p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-3, **kw
-    ),
+    "nesterov": lambda p, **kw: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-3, **kw),
     "adam": lambda p, **kw: torch.optim.Adam(p, lr=1e-2, **kw),
     "adamw": lambda p, **kw: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.05, **kw),
     "rmsprop": lambda p, **kw: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, **kw),
@@ -108,9 +106,7 @@ class Case:
         """The same run in the hands of the reference."""
         model = self.factored()
         optimizer = OPTIMIZERS[self.optimizer](model.parameters())
-        judge = Reference(
-            model, optimizer, self.late_names(), self.members, base_gradient=self.gamma, **options
-        )
+        judge = Reference(model, optimizer, self.late_names(), self.members, base_gradient=self.gamma, **options)
         return model, optimizer, judge
 
     def batches(self, count: int, size: int = 4, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,9 +118,7 @@ class Case:
         return lambda model: F.cross_entropy(model(batch[0]), batch[1])
 
 
-def train(
-    case: Case, model: nn.Module, optimizer: Optimizer, batches, after_backward=None, after_step=None
-) -> None:
+def train(case: Case, model: nn.Module, optimizer: Optimizer, batches, after_backward=None, after_step=None) -> None:
     """The user's loop."""
     for batch in batches:
         optimizer.zero_grad()
@@ -170,9 +164,7 @@ def plain_tensors(average: nn.Module) -> dict[str, Tensor]:
     return dict(average.state_dict())
 
 
-def assert_same(
-    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0, what=""
-) -> None:
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0, what="") -> None:
     """Same names, and the same values: bit for bit, or within `tolerance` of max(1, value)."""
     assert actual.keys() == expected.keys(), what
     for name, value in expected.items():
@@ -191,9 +183,7 @@ def assert_matches(late: latephase.LatePhase, judge: Reference, tolerance: float
     assert_same(dict(late.averaged_state_dict()), plain_tensors(judge.average()), tolerance, "average")
 
 
-def covering(
-    strength: int, columns: Sequence[Sequence] | None = None, base: Case | None = None
-) -> list[Case]:
+def covering(strength: int, columns: Sequence[Sequence] | None = None, base: Case | None = None) -> list[Case]:
     """Rows of the table in which every `strength` columns show every combination of their values."""
     columns = columns or (tuple(MODELS), FAMILIES, tuple(OPTIMIZERS), GAMMAS, STARTS)
     sets = list(itertools.combinations(range(len(columns)), strength))

@@ -57,18 +57,15 @@ def test_the_mean_is_taken_in_float64_and_rounded_once(dtype: torch.dtype, count
     naive = torch.zeros(500, dtype=dtype)
     for value in values:
         naive += value / count
-    assert not torch.equal(
-        naive, expected
-    )  # the sharper law does differ from averaging in the weights' own type
+    if count > 2:  # halves are exact
+        assert not torch.equal(naive, expected)  # the law does differ from averaging in the weights' own type
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [3, 7, 10])
 def test_equal_members_average_to_exactly_themselves(dtype: torch.dtype, count: int) -> None:
     torch.manual_seed(3)
-    model = nn.Sequential(
-        nn.Linear(6, 50), nn.BatchNorm1d(50), nn.BatchNorm1d(50, affine=False), nn.Linear(50, 3)
-    )
+    model = nn.Sequential(nn.Linear(6, 50), nn.BatchNorm1d(50), nn.BatchNorm1d(50, affine=False), nn.Linear(50, 3))
     model.to(dtype)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:

@@ -1,7 +1,6 @@
 """The user's own optimizers: several of them, groups of their own, counters in groups, and those refused."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -38,9 +37,7 @@ def test_each_members_optimizer_state_is_its_own(name: str) -> None:
             for holder in (judge.members[0], judge.model):
                 twin = holder.get_parameter(parameter_name)
                 if id(twin) in twins:
-                    ours = {
-                        k: torch.as_tensor(v) for k, v in optimizer.state[parameter].items() if v is not None
-                    }
+                    ours = {k: torch.as_tensor(v) for k, v in optimizer.state[parameter].items() if v is not None}
                     expected = {k: torch.as_tensor(v) for k, v in theirs.state[twin].items() if v is not None}
                     assert_same(ours, expected, 1e-12, parameter_name)
 
@@ -98,23 +95,48 @@ def test_a_second_step_before_the_other_optimizers_first_is_an_error() -> None:
     assert late.turn == 1
 
 
-def test_an_optimizer_that_does_not_drive_steps_at_its_own_rhythm() -> None:
-    case = Case(model="ln_mlp")
-    model, optimizer, late = case.attach()
-    critic = nn.Linear(3, 1).double()
-    other = torch.optim.SGD(critic.parameters(), lr=0.1)
-    late.optimizer(other, drives=False)
-    judge = run_reference(replace(case, start=0), TURNS)
+def test_a_turn_does_not_wait_for_an_optimizer_that_does_not_drive() -> None:
+    """An optimizer of base weights beside the one that drives: the turn ends with the latter's step."""
+    case = Case(model="ln_mlp", family="norm", optimizer="sgd")
+    model, theirs = case.plain(), case.plain()
+    late = latephase.LatePhase(model, members=3, weights=["norm"])
+    judge = Reference(theirs, list(_stem_and_rest(theirs)), case.late_names(), 3)
+    stem, rest = _stem_and_rest(model)
+    late.optimizer(stem, drives=False)
+    late.optimizer(rest)
     late.start()
-    for batch in case.batches(TURNS):
-        for _ in range(3):
-            other.zero_grad()
-            critic(model(batch[0]).detach()).mean().backward()
-            before = critic.weight.detach().clone()
-            other.step()
-            assert not torch.equal(critic.weight, before)
-        train(case, model, optimizer, [batch])
+    judge.start()
+    for index, batch in enumerate(case.batches(TURNS)):
+        stem.zero_grad()
+        rest.zero_grad()
+        case.loss(batch)(model).backward()
+        stem.step()
+        assert late.turn == index % 3
+        rest.step()
+        assert late.turn == (index + 1) % 3
+        judge.step(case.loss(batch))
     assert_matches(late, judge, 1e-12)
+
+
+def test_an_optimizer_that_does_not_drive_may_step_again() -> None:
+    case = Case(model="ln_mlp", family="norm", optimizer="sgd")
+    model = case.plain()
+    late = latephase.LatePhase(model, members=3, weights=["norm"])
+    stem, rest = _stem_and_rest(model)
+    late.optimizer(stem, drives=False)
+    late.optimizer(rest)
+    late.start()
+    for batch in case.batches(2):
+        for _ in range(3):
+            case.loss(batch)(model).backward()
+            stem.step()
+        assert late.turn == 0
+    rest.step()
+    assert late.turn == 1
+
+
+def _stem_and_rest(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    return OPTIMIZERS["adam"](model[0].parameters()), OPTIMIZERS["nesterov"](model[1:].parameters())
 
 
 class CountsInGroup(torch.optim.Optimizer):

@@ -153,9 +153,7 @@ def test_only_the_named_tensors_differ_between_members(case: Case) -> None:
     named = case.late_names()
     assert set(late.late_names()) == named
     differ = {n for n in held[0] if not all(torch.equal(h[n], held[0][n]) for h in held[1:])}
-    statistics = {
-        n for n in differ if n.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
-    }
+    statistics = {n for n in differ if n.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
     assert differ - statistics == named & differ
     # Every late tensor that had a gradient differs; only a key's bias has none, as softmax does not see it.
     assert named == differ - statistics
