@@ -118,6 +118,9 @@ class Descent:
         advance = self.repeated()
         for count in steps:
             for stretch, new_factor in clock.stretches(now, count):
+                if stretch == 1:  # a step of the decay: its rate will not come back
+                    moments = self.step(new_factor)(moments)
+                    continue
                 if new_factor != factor:
                     factor, advance = new_factor, self.repeated(new_factor)
                 moments = advance(moments, stretch)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from latephase.nqp import _checks
 
 
@@ -72,11 +70,15 @@ class Clock:
 
     def stretches(self, begin: int, end: int) -> list[tuple[int, float]]:
         """Cut the steps ``begin`` to ``end - 1`` into (number of steps, factor) of constant factor."""
-        if begin == end:
-            return []
         if self.schedule is None:
-            return [(end - begin, 1.0)]
-        factors = np.array([self.factor(step) for step in range(begin, end)])
-        edges = np.flatnonzero(np.diff(factors)) + 1
-        bounds = [0, *edges.tolist(), end - begin]
-        return [(bounds[i + 1] - bounds[i], float(factors[bounds[i]])) for i in range(len(bounds) - 1)]
+            return [(end - begin, 1.0)] if end > begin else []
+        # Steps at the full rate, steps of the decay one by one, and steps at the final rate.
+        decay = min(max(self._first_step_at(self.schedule.begin), begin), end)
+        final = min(max(self._first_step_at(self.schedule.end), begin), end)
+        stretches = [(decay - begin, 1.0), *((1, self.factor(step)) for step in range(decay, final))]
+        stretches.append((end - final, float(self.schedule.final)))
+        return [stretch for stretch in stretches if stretch[0]]
+
+    def _first_step_at(self, minibatch: int) -> int:
+        """Return the first step whose last minibatch has this index or a later one."""
+        return max(0, -(-(minibatch + 1 - self.first) // self.stride) - 1)
