@@ -21,15 +21,18 @@ def _inert(*_: Any) -> None:
     """What a hook becomes in a copy of the model."""
 
 
+def _make_inert() -> Callable[..., None]:
+    return _inert
+
+
 class _Hook:
     """A hook that a deepcopy or a pickle of the model leaves behind."""
 
     def __deepcopy__(self, _: dict[int, Any]) -> Callable[..., None]:
         return _inert
 
-    def __reduce__(self) -> str:
-        # Pickled by reference to the function above.
-        return _inert.__qualname__
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_inert, ()
 
 
 class TrainMode:
@@ -76,7 +79,17 @@ class TrainMode:
         return MethodType(type(copy).train, copy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.model, "train")
+        tensors = {**self.members.sites.own(), **self.members.sites.shared}
+        averages = self.members.average()
+        return _unpickled, (self.model, list(tensors.values()), [averages[name] for name in tensors])
+
+
+def _unpickled(model: nn.Module, tensors: list[Tensor], averages: list[Tensor]) -> Any:
+    """The `train` of an unpickled model: the plain method, after its tensors have become the averages."""
+    with torch.no_grad():
+        for tensor, average in zip(tensors, averages, strict=True):
+            tensor.copy_(average)
+    return MethodType(type(model).train, model)
 
 
 class AveragedState(_Hook):

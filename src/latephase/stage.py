@@ -72,10 +72,16 @@ class Stage:
     def predict(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Outputs of every member in eval mode, stacked (K, ...)."""
         outputs = []
-        with evaluating(self.model), torch.no_grad():
-            for k in range(self.members.count):
-                with self.pinned(k):
+        self.pins.append(0)
+        try:
+            with evaluating(self.model), torch.no_grad():
+                for k in range(self.members.count):
+                    self.pins[-1] = k
+                    self.settle()
                     outputs.append(self.model(*args, **kwargs))
+        finally:
+            self.pins.pop()
+            self.settle()
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(outputs[0])):
             raise LatePhaseError(f"predict: the model returned {type(outputs[0]).__name__}, which holds no tensors")
         return tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *outputs)

@@ -8,6 +8,7 @@ What a step does not finish (it raises, or a gradient scaler skips it) leaves no
 post hook on.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -161,7 +162,7 @@ class Steps:
     # One step
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.nested:
+        if self.nested or _inside_a_step(optimizer):
             return None
         self._pending = None
         self.turns.resumed = None
@@ -241,7 +242,7 @@ class Steps:
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.nested or self._pending is None:
+        if self.nested or self._pending is None or _inside_a_step(optimizer):
             return
         if self.turns.last and not self.done:
             self.sums.clear()
@@ -280,6 +281,21 @@ class Steps:
         self.sums[parameter] = _owned(gradient) if known is None else known.add_(gradient)
         parameter.grad = None
         self._gathered = True
+
+
+def _inside_a_step(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer has been called by its own step.
+
+    torch runs an optimizer's hooks in every class whose `step` takes part: once more where a subclass calls
+    `super().step()`. Only the stack tells that from a step after one that raised.
+    """
+    code, depth = getattr(type(optimizer).step, "__code__", None), 0
+    frame = sys._getframe(1)
+    while frame is not None and depth < 2:
+        if frame.f_code is code and frame.f_locals.get("self") is optimizer:
+            depth += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return depth > 1
 
 
 def _cloned(state: dict[str, Any]) -> dict[str, Any]:
