@@ -12,8 +12,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .uv/bin/uv:
-	python3 -m venv .uv
-	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	python3 tools/get_uv.py .uv
 
 env: $(filter .uv/%,$(UV))  ## the environment, from uv.lock, into .venv
 	$(UV) sync --frozen --all-extras --quiet

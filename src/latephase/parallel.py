@@ -1,11 +1,13 @@
 """All members in one pass: `torch.vmap` over the parked stacks, each member on its share of the batch."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from .errors import LatePhaseError, LatePhaseValueError
@@ -30,6 +32,11 @@ def _split(tree: Any, members: int) -> Any:
         return leaf.reshape(members, size // members, *leaf.shape[1:])
 
     return tree_map(part, tree)
+
+
+def _batchable_attention(device: torch.device) -> AbstractContextManager[None]:
+    # vmap has no rule for the CPU's fused attention and would loop over the members; the plain form it can batch.
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class Stacks:
@@ -81,7 +88,8 @@ class Stacks:
             return functional_call(self.model, {**weights, **buffers, **counts}, inner_args, inner_kwargs)
 
         in_dims = (0, 0, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, inputs))
-        outputs = torch.vmap(one, in_dims=in_dims, randomness="different")(self.weights, stacked, inputs)
+        with _batchable_attention(members.stacks[0].device):
+            outputs = torch.vmap(one, in_dims=in_dims, randomness="different")(self.weights, stacked, inputs)
         with torch.no_grad():
             for name, count in counts.items():
                 self.buffers[name].copy_(count)
