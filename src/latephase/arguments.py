@@ -12,6 +12,8 @@ from .errors import LatePhaseValueError
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]:
     """The user's model inside DDP and torch.compile wrappers, so that names do not depend on them."""
+    if not isinstance(model, nn.Module):
+        raise LatePhaseValueError(f"model: {type(model).__name__} is no torch.nn.Module")
     ddp = None
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):

@@ -161,26 +161,19 @@ class ParallelPass:
         self._check_scale(steps)
         members, last = self.stacks.members, self.stacks.members.count - 1
         names = {live: name for name, live in self.stacks.live.items()}
-        base = [(p, p.grad) for p in steps.base if p.grad is not None]
-        for parameter, _ in base:
-            parameter.grad = None
-        steps.nested = True
-        try:
-            for member in range(members.count):
-                if member > 0:
-                    steps.bring(member)
-                members.show(member)
-                for live in steps.late:
-                    gradient = self.stacks.weights[names[live]].grad
-                    live.grad = None if gradient is None else gradient[member] * self.factor
-                if member < last:
-                    steps.optimizer.step()
-                    steps.restore_counters()
-                    steps.park(member)
-        finally:
-            steps.nested = False
-        for parameter, gradient in base:
-            parameter.grad = gradient * self.factor
+        for member in range(members.count):
+            if member > 0:
+                steps.bring(member)
+            members.show(member)
+            for live in steps.late:
+                gradient = self.stacks.weights[names[live]].grad
+                live.grad = None if gradient is None else gradient[member] * self.factor
+            if member < last:
+                steps.step_late()
+                steps.park(member)
+        for parameter in steps.base:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad * self.factor
 
 
 class ParallelModule(nn.Module):

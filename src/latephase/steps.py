@@ -91,6 +91,7 @@ class Steps:
         """Whether the phase itself is stepping, once a member, through the optimizer's own `step`."""
         self._late_weights = late
         self._shape: tuple[int, ...] = ()
+        self._stateless: list[nn.Parameter] = []
         self._pending: list[tuple[nn.Parameter, Tensor]] | None = None
         self._scalars: list[dict[str, Any]] = []
         self._gathers: list[Any] = []
@@ -165,6 +166,7 @@ class Steps:
         if self.nested or _inside_a_step(optimizer):
             return None
         self._pending = None
+        self._stateless = []
         self.turns.resumed = None
         if not self.turns.alive:
             return None
@@ -203,7 +205,9 @@ class Steps:
             return  # a step without gradients is not a turn
         found = getattr(self.optimizer, "found_inf", None)
         if found is not None and float(found) > 0:
-            return  # a fused optimizer skips this step by itself
+            # A fused optimizer skips this step by itself, but not without making states, of whatever was in memory.
+            self._stateless = [p for p in (*self.base, *self.late) if p not in self.optimizer.state]
+            return
         scale = getattr(self.optimizer, "grad_scale", None)
         self._pending = []
         self._scalars = [
@@ -211,11 +215,36 @@ class Steps:
             for group in self.optimizer.param_groups
         ]
         if self.turns.replay(self) or (self.turns.last and not self.done):
+            if self._states_differ():
+                self.step_late()
             self._hand_over(self.base, scale)
             return
         for parameter, gradient in taken:
             parameter.grad = None
             self._pending.append((parameter, gradient if scale is None else gradient / scale))
+
+    def _states_differ(self) -> bool:
+        """Whether base and late-phase weights cannot go through one fused kernel, which wants all states or none."""
+        if not any(group.get("fused") for group in self.optimizer.param_groups):
+            return False
+        known = [{p in self.optimizer.state for p in part if p.grad is not None} for part in (self.base, self.late)]
+        return len(known[0] | known[1]) > 1
+
+    def step_late(self) -> None:
+        """Step the member in the model alone, through the optimizer's own `step`."""
+        base = [(p, p.grad) for p in self.base]
+        for parameter, _ in base:
+            parameter.grad = None
+        self.nested = True
+        try:
+            self.optimizer.step()
+        finally:
+            self.nested = False
+        self.restore_counters()
+        for parameter, gradient in base:
+            parameter.grad = gradient
+        for parameter in self.late:
+            parameter.grad = None
 
     def _hand_over(self, base: list[nn.Parameter], scale: Tensor | None) -> None:
         """Give the base weights the round's gradient: gamma times the sum of the members'."""
@@ -242,7 +271,11 @@ class Steps:
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.nested or self._pending is None or _inside_a_step(optimizer):
+        if self.nested or _inside_a_step(optimizer):
+            return
+        while self._stateless:
+            optimizer.state.pop(self._stateless.pop(), None)
+        if self._pending is None:
             return
         if self.turns.last and not self.done:
             self.sums.clear()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import LatePhaseValueError
 
@@ -84,6 +85,20 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     names = list(names)
     shown = ", ".join(names[:limit]) or "none"
     return shown if len(names) <= limit else f"{shown}, ... ({len(names) - limit} more)"
+
+
+def refuse_parametrized(name: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are computed from others.
+
+    Raises:
+        LatePhaseValueError: the module carries a parametrization that is not ours.
+    """
+    if is_parametrized(module):
+        tensor = next(iter(module.parametrizations))  # type: ignore[arg-type]
+        raise LatePhaseValueError(
+            f"{(name + '.' + tensor).lstrip('.')!r} carries a parametrization already; remove it first "
+            "(torch.nn.utils.parametrize.remove_parametrizations) or choose other weights"
+        )
 
 
 def refuse_unusable(name: str, parameter: nn.Parameter) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..errors import LatePhaseValueError
-from ._family import Family, first_names, listing, refuse_unusable
+from ._family import Family, first_names, listing, refuse_parametrized, refuse_unusable
 
 
 def _repeated(model: nn.Module, name: str, linears: Iterable[str]) -> list[str]:
@@ -69,27 +69,27 @@ class Head(Family):
         """See `Family.targets`; ambiguous and tied heads are refused with the list of candidates."""
         linears = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
         names = first_names(model)
-        if self.name is not None:
+        if self.name is None:
+            chosen, layer = self._last(model, linears)
+        else:
             modules = dict(model.named_modules(remove_duplicate=False))
             if self.name not in modules:
                 raise LatePhaseValueError(
                     f"Head(name={self.name!r}): no such module; the linear layers are {listing(linears)}"
                 )
-            found = {names[p]: p for p in modules[self.name].parameters(recurse=False)}
-            if not found:
-                raise LatePhaseValueError(
-                    f"Head(name={self.name!r}): {type(modules[self.name]).__name__} has no weights of its own; "
-                    f"the linear layers are {listing(linears)}"
-                )
-        else:
-            found = {names[p]: p for p in self._last(model, linears).parameters(recurse=False)}
+            chosen, layer = self.name, modules[self.name]
+        refuse_parametrized(chosen, layer)
+        found = {names[p]: p for p in layer.parameters(recurse=False)}
+        if not found:
+            raise LatePhaseValueError(
+                f"Head(name={chosen!r}): {type(layer).__name__} has no weights of its own; "
+                f"the linear layers are {listing(linears)}"
+            )
         for name, parameter in found.items():
             refuse_unusable(name, parameter)
-        if not found:
-            raise LatePhaseValueError("weights 'head': the head carries a parametrization; remove it first")
         return found
 
-    def _last(self, model: nn.Module, linears: dict[str, nn.Linear]) -> nn.Linear:
+    def _last(self, model: nn.Module, linears: dict[str, nn.Linear]) -> tuple[str, nn.Linear]:
         if not linears:
             raise LatePhaseValueError(
                 f"weights 'head': {type(model).__name__} has no nn.Linear; name the layer with Head(name=...)"
@@ -113,4 +113,4 @@ class Head(Family):
                 f"weights 'head': {name!r} is tied to {listing(owners)}, which replicating it would replicate too; if "
                 f"that is meant, use Parameters('{name}.*'), or choose with Head(name=...) among {listing(linears)}"
             )
-        return head
+        return name, head

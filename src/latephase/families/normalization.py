@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import LatePhaseValueError
-from ._family import Family, first_names, listing, refuse_unusable
+from ._family import Family, first_names, listing, refuse_parametrized, refuse_unusable
 
 _KNOWN = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -39,13 +39,16 @@ class Normalization(Family):
     def targets(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """See `Family.targets`."""
         names = first_names(model)
-        found = {names[p]: p for module in model.modules() for p in _affine(module).values()}
+        norms = {name: (module, own) for name, module in model.named_modules() if (own := _affine(module))}
+        found = {names[p]: p for _, own in norms.values() for p in own.values()}
         if not found:
             kinds = sorted({type(module).__name__ for module in model.modules()})
             raise LatePhaseValueError(
                 f"weights 'norm': {type(model).__name__} has no normalisation layer with a scale or a shift; "
                 f"it has modules of the types {listing(kinds)}"
             )
+        for name, (module, _) in norms.items():
+            refuse_parametrized(name, module)
         for name, parameter in found.items():
             refuse_unusable(name, parameter)
         return found

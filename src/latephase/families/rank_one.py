@@ -5,11 +5,10 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import LatePhaseValueError
 from ._factors import FactoredModule, Factors, install_all, refuse_tied
-from ._family import Family, Installation, listing, refuse_unusable
+from ._family import Family, Installation, listing, refuse_parametrized, refuse_unusable
 
 _WEIGHTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -77,8 +76,7 @@ class RankOne(Family):
         found = {}
         for name, module in chosen.items():
             target = f"{name}.weight" if name else "weight"
-            if is_parametrized(module, "weight"):
-                raise LatePhaseValueError(f"RankOne: {target!r} already carries a parametrization; remove it first")
+            refuse_parametrized(name, module)
             refuse_unusable(target, module.weight)  # type: ignore[arg-type]
             found[target] = module.weight
         refuse_tied(model, "RankOne", found)  # type: ignore[arg-type]
