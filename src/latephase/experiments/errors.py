@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from latephase.errors import LatePhaseError
 
-class ExperimentError(RuntimeError):
+
+class ExperimentError(LatePhaseError):
     """A mistake in a recipe, an option or a file; the message names it, its value and what would work."""
 
 

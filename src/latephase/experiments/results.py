@@ -78,6 +78,7 @@ def gather(
         "device": describe_device(pick_device(settings[0].recipe.compute.device)),
         "workers": workers,
         "seconds": seconds,
+        "training_seconds": sum(_training_seconds(setting) for setting in settings),
         "legs": {"trained_now": trained, "all": sum(len(setting.legs) for setting in settings)},
         "versions": _versions(),
         "settings": [_gather_setting(setting) for setting in settings],
@@ -117,6 +118,7 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
             method: {
                 "label": label_of(method),
                 "summary": summary_of(method, setting.recipe),
+                "training": parse_method(method)[0].label,
                 "reads": parse_method(method)[0].name,
                 "start": runs[method][0]["start"],
                 **_scores(runs, method),
@@ -132,6 +134,18 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
         },
         "contrasts": _contrasts(runs),
     }
+
+
+def _training_seconds(setting: Setting) -> float:
+    """Seconds of all training and evaluation, the shared part counted once."""
+    shared: dict[int, float] = {}
+    total = 0.0
+    for leg in setting.legs:
+        for i, (method, _) in enumerate(leg.outputs):
+            seconds = _run(setting, method, leg.seed)["seconds"]
+            total += seconds["evaluation"] + (seconds["own"] if i == 0 else 0.0)
+            shared[leg.seed] = max(shared.get(leg.seed, 0.0), seconds["shared"])
+    return total + sum(shared.values())
 
 
 def _scores(runs: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:

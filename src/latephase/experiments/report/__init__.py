@@ -1,7 +1,5 @@
-"""report.html."""
+"""The report of a run folder, as a page and in the terminal."""
 
-from pathlib import Path
+from latephase.experiments.report.page import render, write_report
 
-
-def write_report(results: Path, page: Path) -> None:
-    """Write the page."""
+__all__ = ["render", "write_report"]

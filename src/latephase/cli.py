@@ -1,0 +1,86 @@
+"""The command line: finds the command, imports what it needs, and turns mistakes into one line and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from latephase._version import __version__
+from latephase.errors import LatePhaseError
+
+# Command: the function that carries it out, the extra it needs, and what it does.
+_COMMANDS = {
+    "demo": ("latephase.experiments.commands:demo", "experiments", "compare all methods on digits, in two minutes"),
+    "compare": ("latephase.experiments.commands:compare", "experiments", "compare methods on a recipe over seeds"),
+    "train": ("latephase.experiments.commands:train", "experiments", "train one method with one seed"),
+    "recipes": ("latephase.experiments.commands:recipes", "experiments", "list the recipes"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The command and its arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a mistake that a line on stderr names, or 130 after an interruption.
+
+    Example:
+        >>> main(["--version"])
+        latephase 0.1.0
+        0
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"latephase {__version__}\n")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in _COMMANDS:
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
+        return _fail(f"unknown command {name!r}; {hint}")
+    where, extra, _ = _COMMANDS[name]
+    try:
+        return _run(where, rest)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("latephase"):
+            raise
+        return _fail(f"{name} needs {error.name}; install it with: pip install 'latephase[{extra}]'")
+    except LatePhaseError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt:
+        sys.stderr.write("latephase: interrupted; the same command goes on from the last checkpoint\n")
+        return 130
+
+
+def _run(where: str, arguments: list[str]) -> int:
+    module, function = where.split(":")
+    code: int = getattr(importlib.import_module(module), function)(arguments)
+    return code
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"latephase: error: {' '.join(message.split())}\n")
+    return 2
+
+
+def _usage() -> str:
+    lines = [f"  {name:10}{what}" for name, (_, _, what) in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: latephase COMMAND [ARGUMENTS]",
+            "",
+            *lines,
+            "",
+            "latephase COMMAND --help says more; latephase --version names the version.",
+            "",
+        ]
+    )

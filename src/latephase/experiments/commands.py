@@ -1,0 +1,154 @@
+"""The commands that take recipes: compare, train, demo and recipes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from latephase.experiments.config import Recipe
+from latephase.experiments.errors import ExperimentError
+from latephase.experiments.recipe import load_recipe, recipe_names, recipe_parser
+from latephase.experiments.report.terminal import print_results
+from latephase.experiments.study import compare as compare_recipes
+from latephase.experiments.study import train as train_recipe
+
+_DEMO = ("digits-noisy", "digits-clean")
+
+
+def compare(arguments: list[str]) -> int:
+    """`latephase compare RECIPE [RECIPE ...]`: train every method over the seeds, print the table, write the report.
+
+    Args:
+        arguments: What follows the command's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ExperimentError: If an argument, a recipe or a file is not what it should be.
+    """
+    return _compare("compare", *_recipes_first("compare", arguments))
+
+
+def demo(arguments: list[str]) -> int:
+    """`latephase demo`: compare the methods on digits, with and without label noise.
+
+    Args:
+        arguments: What follows the command's name; the options of `compare`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ExperimentError: If an argument or the run folder is not what it should be.
+    """
+    return _compare("demo", list(_DEMO), arguments, output=Path("runs/demo"))
+
+
+def train(arguments: list[str]) -> int:
+    """`latephase train RECIPE`: train one method with one seed, print its scores, write the report.
+
+    Args:
+        arguments: What follows the command's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ExperimentError: If an argument, the recipe or a file is not what it should be.
+    """
+    names, rest = _recipes_first("train", arguments)
+    if _help_is_asked("train", "RECIPE", rest):
+        return 0
+    if len(names) > 1:
+        raise ExperimentError(f"latephase train takes one recipe, not {len(names)}: {' '.join(names)}")
+    options, overrides = _own_options(rest)
+    recipe = load_recipe(names[0], overrides)
+    name = _name(names[0])
+    folder = options.output or Path("runs") / f"{name}-{recipe.method}-seed{recipe.seed}"
+    results = train_recipe(name, recipe, folder, command=_command("train", arguments))
+    print_results(results, folder)
+    return 0
+
+
+def recipes(arguments: list[str]) -> int:
+    """`latephase recipes`: list the recipes with what is special about them.
+
+    Args:
+        arguments: What follows the command's name: nothing.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ExperimentError: If there are arguments.
+    """
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise ExperimentError(f"latephase recipes takes no arguments, not {' '.join(arguments)}")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("recipe", "setting", "model", "epochs", "K"):
+        table.add_column(column)
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        epochs, members = str(recipe.training.epochs), str(recipe.late_phase.members)
+        table.add_row(name, recipe.title, recipe.model.name, epochs, members)
+    Console(width=None if Console().is_terminal else 120).print(table)
+    return 0
+
+
+def _compare(command: str, names: list[str], rest: list[str], output: Path | None = None) -> int:
+    if _help_is_asked(command, "" if command == "demo" else "RECIPE [RECIPE ...]", rest):
+        return 0
+    options, overrides = _own_options(rest)
+    chosen: dict[str, Recipe] = {_name(name): load_recipe(name, overrides) for name in names}
+    folder = options.output or output or Path("runs") / "-and-".join(chosen)
+    given = rest if command == "demo" else [*names, *rest]
+    results = compare_recipes(chosen, folder, command=_command(command, given), workers=options.workers)
+    print_results(results, folder)
+    return 0
+
+
+def _recipes_first(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The recipes are what stands before the first option."""
+    end = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    if not end and not {"-h", "--help"} & set(arguments):
+        raise ExperimentError(f"latephase {command} needs a recipe first; there are {', '.join(recipe_names())}")
+    return arguments[:end], arguments[end:]
+
+
+def _own_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that are not fields of a recipe; the others are left for the recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--workers", type=int)
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ExperimentError(str(error)) from error
+    if options.workers is not None and options.workers < 1:
+        raise ExperimentError(f"--workers {options.workers} is not valid; it takes a whole number from 1")
+    return options, rest
+
+
+def _help_is_asked(command: str, recipe: str, arguments: Sequence[str]) -> bool:
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    parser = recipe_parser(command)
+    parser.usage = f"latephase {command} {recipe} [--output FOLDER] [--workers N] [--section.key VALUE ...]"
+    parser.add_argument("--output", metavar="FOLDER", help="run folder; one that was begun is finished")
+    parser.add_argument("--workers", metavar="N", help="number of processes; by default as many as there are cores")
+    parser.print_help()
+    return True
+
+
+def _name(recipe: str) -> str:
+    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+
+
+def _command(command: str, arguments: Sequence[str]) -> str:
+    return shlex.join(["latephase", command, *arguments])

@@ -1,0 +1,78 @@
+"""The results as a person sees them at the end of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from latephase.experiments.report.numbers import MINUS, difference, duration, mean
+from latephase.experiments.report.sentences import findings, headline
+
+_Column = tuple[str, Callable[[dict[str, Any]], str]]
+
+
+def print_results(results: dict[str, Any], folder: Path) -> None:
+    """Print the tables, what they say, and where the report is.
+
+    Args:
+        results: The content of results.json.
+        folder: The run folder.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    for setting in results["settings"]:
+        seeds = len(setting["seeds"])
+        console.print()
+        console.print(Text(setting["title"], style="bold"), Text(f" ({seeds} seed{'s' if seeds > 1 else ''})"), end="")
+        console.print()
+        for table in _tables(setting, wide=console.width >= 116):
+            console.print(table)
+        if results["kind"] == "compare":
+            console.print(Text(" ".join([headline(setting), *findings(setting)])))
+    console.print()
+    legs = results["legs"]
+    if not legs["trained_now"]:
+        console.print("Everything was trained before; remove the folder to train it again.")
+    console.print(Text(f"{duration(results['seconds'])} on {results['device']}"))
+    console.print(Text(f"report: {folder / 'report.html'}", style="bold"), soft_wrap=True)
+
+
+def _tables(setting: dict[str, Any], wide: bool) -> list[Table]:
+    """One table, or on a narrow terminal two: accuracy and its differences, then the other scores."""
+    methods = setting["methods"]
+    against = [other for other in ("base", "swa") if any(other in m["against"] for m in methods.values())]
+    first: list[_Column] = [("accuracy %", lambda m: mean(m["test"]["accuracy"], "accuracy"))]
+    first += [(f"{MINUS} {methods[other]['label']}, points", partial(_against, other)) for other in against]
+    second: list[_Column] = [
+        ("NLL", lambda m: mean({**m["test"]["nll"], "se": None}, "nll")),
+        ("ECE %", lambda m: mean({**m["test"]["ece"], "se": None}, "ece")),
+        ("Brier", lambda m: mean({**m["test"]["brier"], "se": None}, "brier")),
+        ("ensemble %", lambda m: _part(m, "ensemble")),
+        ("time", lambda m: duration(sum(m["seconds"][part]["mean"] for part in ("shared", "own", "evaluation")))),
+    ]
+    tables = []
+    for columns in [[*first, *second]] if wide else [first, second]:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("method")
+        for title, _ in columns:
+            table.add_column(title, justify="right", no_wrap=True)
+        for method in methods.values():
+            style = "bold" if method["label"].startswith("late-phase") else ""
+            table.add_row(method["label"], *(cell(method) for _, cell in columns), style=style)
+        tables.append(table)
+    return tables
+
+
+def _against(other: str, method: dict[str, Any]) -> str:
+    return difference(method["against"][other]["accuracy"], "accuracy") if other in method["against"] else ""
+
+
+def _part(method: dict[str, Any], part: str) -> str:
+    return "" if method[part] is None else mean({**method[part]["accuracy"], "se": None}, "accuracy")
