@@ -10,16 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import checkpoint
 from .arguments import choice, gamma, torch_optimizer, unwrap
-from .control import Control, Loaded
-from .distributed import Ranks, Unsynced
+from .distributed import Ranks
 from .errors import LatePhaseError, LatePhaseValueError
 from .families import Family, install
-from .members import AVERAGE, Members, Sites
-from .parallel import ParallelModule, ParallelPass, Stacks
+from .life import Life
+from .members import AVERAGE, Sites
+from .parallel import ParallelModule
 from .rounds import Rounds
-from .stage import Stage, apply, compare
 
 AnyOptimizer = TypeVar("AnyOptimizer")
 
@@ -93,21 +91,19 @@ class LatePhase:
         factor = gamma(base_gradient, members)
         copy_state = choice("optimizer_state", optimizer_state, ("copy", "reset")) == "copy"
         in_place = choice("accumulate", accumulate, ("copy", "in_place")) == "in_place"
-        self._ranks = Ranks(members, members_over_ranks, process_group)
-        self._given = model
-        self.model, self._ddp = unwrap(model)
-        if hasattr(self.model.__dict__.get("train"), "members_share_the_model"):
+        ranks = Ranks(members, members_over_ranks, process_group)
+        inner, wrapper = unwrap(model)
+        if hasattr(inner.__dict__.get("train"), "members_share_the_model"):
             raise LatePhaseError("the model already has members that share it; collapse that phase first")
-        self._noise = noise
-        self._generator = torch.Generator().manual_seed(seed)
-        self._installations = install(self.model, weights)
-        self._sites = Sites.of(self.model, self._installations)
-        joins = {factor: weight for part in self._installations for factor, weight in part.weight_of.items()}
-        self._rounds = Rounds(self._sites.weights, joins, factor, copy_state, in_place, self._ranks)
+        self.model = inner
         self.members = members
-        self.phase = "attached"
-        self._stage: Stage | None = None
-        self._handles: list[Any] = [self.model.register_load_state_dict_post_hook(Loaded(self._loaded))]
+        self._given = model
+        installations = install(inner, weights)
+        self._sites = Sites.of(inner, installations)
+        joins = {factor: weight for part in installations for factor, weight in part.weight_of.items()}
+        self._rounds = Rounds(self._sites.weights, joins, factor, copy_state, in_place, ranks)
+        generator = torch.Generator().manual_seed(seed)
+        self._life = Life(inner, wrapper, members, installations, self._sites, self._rounds, noise, generator)
 
     # Names and groups
 
@@ -151,6 +147,11 @@ class LatePhase:
         return [{k: v for k, v in group.items() if v is not None} for group in (base, late) if group["params"]]
 
     @property
+    def phase(self) -> str:
+        """Where the phase is in its life: "attached", "late" or "collapsed"."""
+        return self._life.phase
+
+    @property
     def turn(self) -> int:
         """The turn of the present round, from 0."""
         return self._rounds.turn
@@ -176,12 +177,12 @@ class LatePhase:
         Raises:
             LatePhaseValueError: no torch optimizer, one that holds none of the model's parameters, or LBFGS.
         """
-        self._alive("optimizer()")
+        self._life.alive("optimizer()")
         inner = torch_optimizer(optimizer, self.model)
         if all(steps.optimizer is not inner for steps in self._rounds.steps):
             self._rounds.add(inner, drives)
-            self._handles.append(inner.register_load_state_dict_post_hook(lambda _: self._again()))
-            self._again()
+            self._life.handles.append(inner.register_load_state_dict_post_hook(lambda _: self._life.again()))
+            self._life.again()
         return optimizer
 
     def start(self) -> None:
@@ -191,31 +192,7 @@ class LatePhase:
             LatePhaseError: called twice or after `collapse()`; a late-phase weight that no registered optimizer
                 holds; ranks that hold different values.
         """
-        if self.phase != "attached":
-            raise LatePhaseError(f"start() of a phase that is {self.phase}; it starts once, and a new phase anew")
-        if self._rounds.in_place and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise LatePhaseError("accumulate='in_place' works in one process; use accumulate='copy' with several ranks")
-        members = Members(self._sites, self.members)
-        if self._noise:
-            members.perturb(self._noise, self._generator)
-        self._ranks.check_equal(members.stacks, members.names)
-        self._enter(members)
-        # Members equal to what is in the model need no copy, which would invalidate a graph that awaits its backward.
-        if self._noise:
-            members.bring(self._rounds.member)
-        self._settle()
-
-    def _enter(self, members: Members) -> Stage:
-        self._rounds.come_to_life(members)
-        members.content = self._rounds.member
-        self._stage = Stage(self.model, members, lambda: self._rounds.member)
-        self._control = Control(self.model, members, self._settle)
-        self._stacks = Stacks(self.model, members)
-        self.phase = "late"
-        if self._ranks.spread:
-            self._unsynced = Unsynced(self._ddp)
-            self._handles.append(self.model.register_forward_pre_hook(Unsynced.check))
-        return self._stage
+        self._life.start()
 
     def collapse(self, statistics: str = "fold", check: Any = None) -> nn.Module:
         """End the phase: the average stays in the model, hooks, members and factors go.
@@ -235,43 +212,11 @@ class LatePhase:
         Raises:
             LatePhaseError: called twice, or the outputs on `check` differ by more than rounding.
         """
-        self._alive("collapse()")
         fold = choice("statistics", statistics, ("fold", "mean")) == "fold"
-        if self._stage is not None:
-            if self._stage.pins:
-                raise LatePhaseError("collapse() inside late.member() or late.average(); leave the context first")
-            averages = self._stage.members.average(fold)
-            self._stage.members.show(AVERAGE)
-            self._stage.members.put(averages)
-            self._control.remove()
-            if self._ranks.spread:
-                self._unsynced.undo()
-        before = apply(self.model, check) if check is not None else None
-        self._rounds.release()
-        for handle in self._handles:
-            handle.remove()
-        for part in self._installations:
-            part.fold()
-        self._stage, self.phase = None, "collapsed"
-        if check is not None:
-            compare(before, apply(self.model, check))
+        self._life.collapse(fold, check)
         return self._given
 
     # What is in the model
-
-    def _alive(self, call: str) -> None:
-        if self.phase == "collapsed":
-            raise LatePhaseError(f"{call} of a collapsed phase; attach a new LatePhase to the model")
-
-    def _late(self, call: str) -> Stage:
-        self._alive(call)
-        if self._stage is None:
-            raise LatePhaseError(f"{call} before start(): there are no members yet")
-        return self._stage
-
-    def _settle(self) -> None:
-        if self._stage is not None:
-            self._stage.settle()
 
     def member(self, k: int) -> AbstractContextManager[nn.Module]:
         """Context in which member k is in the model, in whatever mode the model is.
@@ -286,14 +231,14 @@ class LatePhase:
             LatePhaseError: before `start()` or after `collapse()`.
             LatePhaseValueError: no such member.
         """
-        stage = self._late("member()")
+        stage = self._life.late("member()")
         if not 0 <= k < self.members:
             raise LatePhaseValueError(f"member({k}): the members are 0 to {self.members - 1}")
         return stage.pinned(k)
 
     def average(self) -> AbstractContextManager[nn.Module]:
         """Context in which the average is in the model, in whatever mode the model is; see `member`."""
-        return self._late("average()").pinned(AVERAGE)
+        return self._life.late("average()").pinned(AVERAGE)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of every member in eval mode, without gradients.
@@ -308,7 +253,7 @@ class LatePhase:
         Raises:
             LatePhaseError: before `start()` or after `collapse()`.
         """
-        return self._late("predict()").predict(args, kwargs)
+        return self._life.late("predict()").predict(args, kwargs)
 
     def averaged_state_dict(self) -> "OrderedDict[str, Tensor]":
         """The plain model's state dict with averaged values: its keys, in its order; a copy."""
@@ -332,37 +277,13 @@ class LatePhase:
             LatePhaseError: in the middle of a loop round, twice before a step, in eval mode, or over ranks.
             LatePhaseValueError: a batch that cannot be split into K equal minibatches.
         """
-        stage = self._late("parallel()")
-        factor = float(self.members) if choice("reduction", reduction, ("mean", "sum")) == "mean" else 1.0
-        if self._ranks.world > 1:
-            raise LatePhaseError("parallel() trains all members on this rank; use it without members_over_ranks")
-        if stage.members.content != self._rounds.member:
-            raise LatePhaseError("parallel() trains, and the model is in eval mode or pinned; call model.train() first")
-        waiting = self._rounds.parallel
-        if waiting is not None and (waiting.dropped or not torch.is_grad_enabled()):
-            waiting.close()
-            waiting = self._rounds.parallel = None
-        if waiting is not None:
-            raise LatePhaseError(
-                "parallel() twice before optimizer.step(); step, or zero_grad() to drop the first pass"
-            )
-        if not self._rounds.fresh:
-            raise LatePhaseError(
-                f"parallel() in the middle of a round (turn {self.turn} of {self.members}); finish the round first"
-            )
-        self._control.guard.off = True
-        try:
-            outputs = self._stacks.forward(args, kwargs)
-        finally:
-            self._control.guard.off = False
-        if torch.is_grad_enabled():
-            self._rounds.parallel = ParallelPass(self._stacks, factor)
-        return outputs
+        mean = choice("reduction", reduction, ("mean", "sum")) == "mean"
+        return self._life.parallel(args, kwargs, mean)
 
     def parallel_module(self) -> ParallelModule:
         """`parallel` as a module whose parameters are the base weights and the members' stacks, for DDP to wrap."""
-        self._late("parallel_module()")
-        return ParallelModule(self.parallel, self._stacks)
+        self._life.late("parallel_module()")
+        return ParallelModule(self.parallel, self._life.stacks)
 
     # Saving and resuming
 
@@ -376,9 +297,7 @@ class LatePhase:
             Tensors, numbers and strings in dicts and lists: the phase, the turn, every member's weights, statistics
             and optimizer state, the round's sum of base gradients and the generator.
         """
-        members = self._stage.members if self._stage is not None else None
-        state = checkpoint.save(self._installations, members, self._rounds, self._generator)
-        return {"phase": self.phase, "members": self.members, **state}
+        return self._life.state()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Resume from `state_dict()`, before or after the model and the optimizers load theirs.
@@ -390,27 +309,4 @@ class LatePhase:
             LatePhaseError: after `collapse()`, or when the phase has started and the state is from before its start.
             LatePhaseValueError: a state of another K, other late-phase weights or other optimizers; nothing changed.
         """
-        self._alive("load_state_dict()")
-        late = state_dict.get("phase") == "late"
-        factors = {n: p for part in self._installations for n, p in part.parameters.items() if p in part.weight_of}
-        own, shared = (self._sites.own(), self._sites.shared) if late else (factors, {})
-        checkpoint.check(state_dict, self.phase, self.members, own, shared, self._rounds)
-        self._restore(state_dict)
-        self._rounds.resumed = state_dict
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["phase"] == "late" and self._stage is None:
-            self._enter(Members(self._sites, self.members))
-        members = self._stage.members if self._stage is not None else None
-        checkpoint.restore(state, self._installations, members, self._rounds, self._generator)
-        self._settle()
-
-    def _again(self) -> None:
-        """Restore once more: the model or an optimizer has just loaded its own state over what was resumed."""
-        if self._rounds.resumed is not None:
-            self._restore(self._rounds.resumed)
-
-    def _loaded(self) -> None:
-        if self._stage is not None:
-            self._stage.members.replace()
-        self._again()
+        self._life.load(state_dict)

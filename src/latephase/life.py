@@ -1,0 +1,179 @@
+"""What exists when: from attachment over the members' life to the collapse."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from . import checkpoint
+from .control import Control, Loaded
+from .distributed import Unsynced
+from .errors import LatePhaseError
+from .families import Installation
+from .members import AVERAGE, Members, Sites
+from .parallel import ParallelPass, Stacks
+from .rounds import Rounds
+from .stage import Stage, apply, compare
+
+
+class Life:
+    """One phase of one model, behind the public `LatePhase`.
+
+    Args:
+        model: the user's model, unwrapped.
+        wrapper: the DistributedDataParallel around it, if there is one.
+        count: K.
+        installations: what the families put into the model.
+        sites: every tensor that the members do not share.
+        rounds: the order of turns.
+        noise: sigma_0.
+        generator: draws the noise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wrapper: DistributedDataParallel | None,
+        count: int,
+        installations: list[Installation],
+        sites: Sites,
+        rounds: Rounds,
+        noise: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.model, self.wrapper, self.count = model, wrapper, count
+        self.installations, self.sites, self.rounds = installations, sites, rounds
+        self.noise, self.generator = noise, generator
+        self.phase = "attached"
+        self.stage: Stage | None = None
+        self.handles: list[Any] = [model.register_load_state_dict_post_hook(Loaded(self._loaded))]
+
+    def alive(self, call: str) -> None:
+        """Refuse a call after the collapse."""
+        if self.phase == "collapsed":
+            raise LatePhaseError(f"{call} of a collapsed phase; attach a new LatePhase to the model")
+
+    def late(self, call: str) -> Stage:
+        """The stage; refuse a call before the start."""
+        self.alive(call)
+        if self.stage is None:
+            raise LatePhaseError(f"{call} before start(): there are no members yet")
+        return self.stage
+
+    def settle(self) -> None:
+        """Bring in what belongs into the model."""
+        if self.stage is not None:
+            self.stage.settle()
+
+    def start(self) -> None:
+        """See `LatePhase.start`."""
+        if self.phase != "attached":
+            raise LatePhaseError(f"start() of a phase that is {self.phase}; it starts once, and a new phase anew")
+        if self.rounds.in_place and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise LatePhaseError("accumulate='in_place' works in one process; use accumulate='copy' with several ranks")
+        members = Members(self.sites, self.count)
+        if self.noise:
+            members.perturb(self.noise, self.generator)
+        self.rounds.ranks.check_equal(members.stacks, members.names)
+        self._enter(members)
+        # Members equal to what is in the model need no copy, which would invalidate a graph that awaits its backward.
+        if self.noise:
+            members.bring(self.rounds.member)
+        self.settle()
+
+    def _enter(self, members: Members) -> None:
+        self.rounds.come_to_life(members)
+        members.content = self.rounds.member
+        self.stage = Stage(self.model, members, lambda: self.rounds.member)
+        self.control = Control(self.model, members, self.settle)
+        self.stacks = Stacks(self.model, members)
+        self.phase = "late"
+        if self.rounds.ranks.spread:
+            self.unsynced = Unsynced(self.wrapper)
+            self.handles.append(self.model.register_forward_pre_hook(Unsynced.check))
+
+    def collapse(self, fold: bool, check: Any) -> None:
+        """See `LatePhase.collapse`."""
+        self.alive("collapse()")
+        if self.stage is not None:
+            if self.stage.pins:
+                raise LatePhaseError("collapse() inside late.member() or late.average(); leave the context first")
+            averages = self.stage.members.average(fold)
+            self.stage.members.show(AVERAGE)
+            self.stage.members.put(averages)
+            self.control.remove()
+            if self.rounds.ranks.spread:
+                self.unsynced.undo()
+        before = apply(self.model, check) if check is not None else None
+        self.rounds.release()
+        for handle in self.handles:
+            handle.remove()
+        for part in self.installations:
+            part.fold()
+        self.stage, self.phase = None, "collapsed"
+        if check is not None:
+            compare(before, apply(self.model, check))
+
+    def parallel(self, args: tuple[Any, ...], kwargs: dict[str, Any], mean: bool) -> Any:
+        """See `LatePhase.parallel`."""
+        stage, rounds = self.late("parallel()"), self.rounds
+        if rounds.ranks.world > 1:
+            raise LatePhaseError("parallel() trains all members on this rank; use it without members_over_ranks")
+        if stage.members.content != rounds.member:
+            raise LatePhaseError("parallel() trains, and the model is in eval mode or pinned; call model.train() first")
+        waiting = rounds.parallel
+        if waiting is not None and (waiting.dropped or not torch.is_grad_enabled()):
+            waiting.close()
+            waiting = rounds.parallel = None
+        if waiting is not None:
+            raise LatePhaseError(
+                "parallel() twice before optimizer.step(); step, or zero_grad() to drop the first pass"
+            )
+        if not rounds.fresh:
+            raise LatePhaseError(
+                f"parallel() in the middle of a round (turn {rounds.turn} of {self.count}); finish the round first"
+            )
+        self.control.guard.off = True
+        try:
+            outputs = self.stacks.forward(args, kwargs)
+        finally:
+            self.control.guard.off = False
+        if torch.is_grad_enabled():
+            rounds.parallel = ParallelPass(self.stacks, float(self.count) if mean else 1.0)
+        return outputs
+
+    def state(self) -> dict[str, Any]:
+        """See `LatePhase.state_dict`."""
+        members = self.stage.members if self.stage is not None else None
+        state = checkpoint.save(self.installations, members, self.rounds, self.generator)
+        return {"phase": self.phase, "members": self.count, **state}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """See `LatePhase.load_state_dict`."""
+        self.alive("load_state_dict()")
+        late = state.get("phase") == "late"
+        factors = {n: p for part in self.installations for n, p in part.parameters.items() if p in part.weight_of}
+        own, shared = (self.sites.own(), self.sites.shared) if late else (factors, {})
+        checkpoint.check(state, self.phase, self.count, own, shared, self.rounds)
+        self._restore(state)
+        self.rounds.resumed = state
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["phase"] == "late" and self.stage is None:
+            self._enter(Members(self.sites, self.count))
+        members = self.stage.members if self.stage is not None else None
+        checkpoint.restore(state, self.installations, members, self.rounds, self.generator)
+        self.settle()
+
+    def again(self) -> None:
+        """Restore once more: the model or an optimizer has just loaded its own state over what was resumed."""
+        if self.rounds.resumed is not None:
+            self._restore(self.rounds.resumed)
+
+    def _loaded(self) -> None:
+        if self.stage is not None:
+            self.stage.members.replace()
+        self.again()
