@@ -1,0 +1,1 @@
+"""Figures, tables and the page of the theory: the command `latephase nqp`."""
