@@ -105,13 +105,24 @@ class Ranks:
                         gathered[first + rank][parameter] = row
         return gathered
 
+    def _several(self) -> bool:
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.group) > 1
+
+    def share_first(self, tensors: Sequence[Tensor]) -> None:
+        """Give every rank the first rank's running statistics, as DDP does before each forward pass."""
+        if self._several():
+            group = self.group if self.group is not None else dist.group.WORLD
+            first = dist.get_global_rank(group, 0) if group is not None else 0
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), first, group=self.group)
+
     def check_equal(self, stacks: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Assert that all ranks start from the same members.
+        """Assert that all ranks start from the same members' weights.
 
         Raises:
             LatePhaseError: a tensor differs between ranks.
         """
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self.group) == 1 or not stacks:
+        if not self._several() or not stacks:
             return
         sums = torch.stack([_checksum(stack) for stack in stacks])
         low, high = sums.clone(), sums.clone()

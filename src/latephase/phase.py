@@ -47,7 +47,8 @@ class LatePhase:
         seed: of the private generator that draws the noise; the same on all ranks.
         accumulate: "copy" adds base gradients up in tensors of their own; "in_place" gathers them during backward and
             needs no second copy, for loops in one process with neither gradient scaler nor clipping.
-        members_over_ranks: rank r trains member (turn * world + r) instead of every rank the same one.
+        members_over_ranks: rank r trains member (turn * world + r) instead of every rank the same one. Use bfloat16
+            there: a gradient scaler would let one rank skip a step that the others take.
         process_group: the ranks for that; None is the default group.
 
     Raises:
@@ -95,12 +96,19 @@ class LatePhase:
         inner, wrapper = unwrap(model)
         if hasattr(inner.__dict__.get("train"), "members_share_the_model"):
             raise LatePhaseError("the model already has members that share it; collapse that phase first")
+        installations = install(inner, weights)
+        joins = {factor: weight for part in installations for factor, weight in part.weight_of.items()}
+        if joins and wrapper is not None and not ranks.spread:
+            for part in installations:
+                part.remove()
+            raise LatePhaseError(
+                "weights: DistributedDataParallel does not know factors that are added after wrapping, and would not "
+                "synchronise their gradients; attach LatePhase first and wrap the model then"
+            )
         self.model = inner
         self.members = members
         self._given = model
-        installations = install(inner, weights)
         self._sites = Sites.of(inner, installations)
-        joins = {factor: weight for part in installations for factor, weight in part.weight_of.items()}
         self._rounds = Rounds(self._sites.weights, joins, factor, copy_state, in_place, ranks)
         generator = torch.Generator().manual_seed(seed)
         self._life = Life(inner, wrapper, members, installations, self._sites, self._rounds, noise, generator)
