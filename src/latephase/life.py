@@ -74,11 +74,12 @@ class Life:
             raise LatePhaseError(f"start() of a phase that is {self.phase}; it starts once, and a new phase anew")
         if self.rounds.in_place and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise LatePhaseError("accumulate='in_place' works in one process; use accumulate='copy' with several ranks")
-        self.rounds.ranks.check_equal(list(self.sites.weights.values()), list(self.sites.weights))
         self.rounds.ranks.share_first(list(self.sites.statistics.values()))
         members = Members(self.sites, self.count)
         if self.noise:
             members.perturb(self.noise, self.generator)
+        weights = len(self.sites.weights)
+        self.rounds.ranks.check_equal(members.stacks[:weights], members.names[:weights])
         self._enter(members)
         # Members equal to what is in the model need no copy, which would invalidate a graph that awaits its backward.
         if self.noise:
