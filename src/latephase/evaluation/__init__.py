@@ -1,6 +1,34 @@
-"""How good a set of predictions is, and what the members of a late phase add to it."""
+"""How good a set of predictions is, and what the members of a late phase add to it.
 
+Packages of their own, which import what they need: `latephase.evaluation.corruptions`, `.flatness`, `.landscape`.
+"""
+
+from latephase.evaluation.calibration import ReliabilityBin, Temperature, fit_temperature, reliability_bins
+from latephase.evaluation.members import AverageAgainstEnsemble, compare_average, member_states
 from latephase.evaluation.metrics import Metrics
+from latephase.evaluation.noise import NoiseImages
+from latephase.evaluation.ood import Detection, collect_uncertainties, detect, detect_all, uncertainties
 from latephase.evaluation.predictions import evaluate_members, evaluate_model
+from latephase.evaluation.risk_coverage import RiskCoverage, RiskCoverageCurve, risk_coverage
 
-__all__ = ["Metrics", "evaluate_members", "evaluate_model"]
+__all__ = [
+    "AverageAgainstEnsemble",
+    "Detection",
+    "Metrics",
+    "NoiseImages",
+    "ReliabilityBin",
+    "RiskCoverage",
+    "RiskCoverageCurve",
+    "Temperature",
+    "collect_uncertainties",
+    "compare_average",
+    "detect",
+    "detect_all",
+    "evaluate_members",
+    "evaluate_model",
+    "fit_temperature",
+    "member_states",
+    "reliability_bins",
+    "risk_coverage",
+    "uncertainties",
+]
