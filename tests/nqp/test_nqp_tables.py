@@ -103,8 +103,12 @@ def test_equal_minibatches(minibatches, members, grid, sgd, at_once, best, start
         (lambda lr: late(10, lr), ".7888"),
         (lambda lr: late(5, lr, start=700), ".5359"),
         (lambda lr: late(10, lr, start=700), ".5522"),
+        (lambda lr: nqp.SGD(lr, schedule=nqp.LinearDecay(700, 700, 0.1)), ".5495"),
+        (lambda lr: nqp.SWA(lr, window=1000), ".3735"),
+        (lambda lr: nqp.EMA(lr, decay=0.997), ".3936"),
+        (lambda lr: nqp.Lookahead(lr, k=5, alpha=0.2), ".6682"),
     ],
-    ids=["SGD", "K=5 at once", "K=10 at once", "K=5 late", "K=10 late"],
+    ids=["SGD", "K=5 at once", "K=10 at once", "K=5 late", "K=10 late", "drop", "SWA", "EMA", "Lookahead"],
 )
 def test_tuned_constant_rates(build, text):
     # Refined in log lr to 1e-3, as in the table.

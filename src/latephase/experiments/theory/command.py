@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,27 +176,29 @@ def _steps(part: str, config: TheoryConfig, results: Results) -> list[tuple[str,
     if part == "multiplicative":
         panels: list[Panel] = []
         simulated: dict[int, multiplicative.Simulations] = {}
-        members = config.quadratic.members
+
+        def simulate(members: int) -> None:
+            simulated[members] = multiplicative.simulations(config, members)
+
         return [
-            *(
-                (f"Simulating K = {k}", lambda k=k: simulated.update({k: multiplicative.simulations(config, k)}))
-                for k in members
-            ),
+            *((f"Simulating K = {members}", partial(simulate, members)) for members in config.quadratic.members),
             ("Multiplicative: starts", lambda: panels.append(multiplicative.starts(config, simulated))),
             ("Multiplicative: drift", lambda: panels.append(multiplicative.drift(config))),
             ("Multiplicative: figure", lambda: figures.append(multiplicative.figure(panels))),
             ("Multiplicative: table", lambda: tables.append(multiplicative.table(config, simulated))),
         ]
-    tuned: dict[int, list[tuple[str, float, str, float]]] = {}
+    tuned: dict[int, list[annealing.Tuned]] = {}
+
+    def tune(budget: int) -> None:
+        tuned[budget] = annealing.tuned(config, budget)
+
     budgets = sorted(config.quadratic.tuned_budgets)
-    steps: list[tuple[str, Callable[[], None]]] = [
-        (f"Tuned at N = {budget}", lambda budget=budget: tuned.update({budget: annealing.tuned(config, budget)}))
-        for budget in budgets
-    ]
     middle = budgets[len(budgets) // 2]
-    steps.append(("Against annealed SGD", lambda: figures.append(annealing.figure(config, tuned))))
-    steps.append(("Every method tuned", lambda: tables.append(annealing.table(config, middle, tuned[middle]))))
-    return steps
+    return [
+        *((f"Tuned at N = {budget}", partial(tune, budget)) for budget in budgets),
+        ("Against annealed SGD", lambda: figures.append(annealing.figure(config, tuned))),
+        ("Every method tuned", lambda: tables.append(annealing.table(config, middle, tuned[middle]))),
+    ]
 
 
 def _for_terminal(table: Table) -> TerminalTable:

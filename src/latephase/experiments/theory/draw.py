@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from latephase.experiments.theory.panel import Curve, Panel
 
@@ -29,7 +29,7 @@ PAGE_COLOURS = {
 # In black and white the marker tells the members apart, the line's pattern what is drawn of them.
 _MEMBERS = {1: (INK, ""), 2: (BLUE, "o"), 5: (RED, "s"), 10: (GREEN, "^"), 20: (PINK, "D")}
 _SPARE = [(GREY, "v"), (BLUE, "P"), (RED, "X"), (GREEN, "<"), (PINK, ">")]
-_PATTERNS = {"": "-", "members": (0, (5, 2)), "alternative": (0, (1, 1.4))}
+_PATTERNS = {"": "-", "line": "-", "members": (0, (5, 2)), "alternative": (0, (1, 1.4))}
 _OTHERS: dict[str, dict[str, Any]] = {
     "sgd": {"color": INK, "linestyle": "-", "linewidth": 1.8},
     "annealed": {"color": INK, "linestyle": (0, (5, 2)), "marker": "x", "linewidth": 1.5},
@@ -38,10 +38,11 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "swa": {"color": PINK, "linestyle": (0, (6, 1.5, 1, 1.5)), "marker": "D"},
     "limit": {"color": GREY, "linestyle": (0, (1, 2)), "linewidth": 1.0},
 }
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "mathtext.fontset": "dejavusans",
+    "axes.facecolor": PAPER,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
@@ -63,7 +64,7 @@ _STYLE = {
     "svg.hashsalt": "latephase",
     "svg.fonttype": "path",
 }
-_SIZE = (4.4, 4.0)
+_SIZE = (4.0, 3.75)
 
 
 def look(members: int, kind: str = "") -> str:
@@ -90,14 +91,12 @@ def svg(panel: Panel) -> str:
         A standalone SVG document, the same bytes for the same numbers.
     """
     with mpl.rc_context(_STYLE):
-        canvas = Canvas(figsize=_SIZE, layout="constrained")
+        canvas = Canvas(figsize=_SIZE, layout="constrained", facecolor=PAPER)
         FigureCanvasSVG(canvas)
         axes = canvas.add_subplot()
         _draw(axes, panel)
         buffer = io.StringIO()
-        canvas.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
+        canvas.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()
 
 
@@ -120,37 +119,45 @@ def _draw(axes: Any, panel: Panel) -> None:
     for position in panel.marks:
         axes.axvline(position, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     for curve in panel.curves:
-        style = _style(curve)
-        label = curve.label if curve.legend else None
+        style, legend = _style(curve)
         if curve.error is None:
-            axes.plot(curve.x, curve.y, label=label, **style)
+            axes.plot(curve.x, curve.y, **style)
         else:
-            axes.errorbar(curve.x, curve.y, yerr=curve.error, label=label, elinewidth=1.0, capsize=2.0, **style)
+            axes.errorbar(curve.x, curve.y, yerr=curve.error, elinewidth=1.0, capsize=2.0, **style)
+        if curve.legend:
+            axes.plot([], [], label=curve.label, **legend)
     axes.set_xscale("log" if panel.x_log else "linear")
     axes.set_yscale("log" if panel.y_log else "linear")
-    if panel.y_limits:
-        axes.set_ylim(panel.y_limits)
-    if panel.y_log and np.diff(np.log10(axes.get_ylim()))[0] < 1.6:
-        # Less than a decade or so: label the numbers between the powers of ten too.
-        axes.yaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
-        axes.yaxis.set_minor_formatter(_plain)
-    elif panel.y_log:
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    for axis, log in ((axes.xaxis, panel.x_log), (axes.yaxis, panel.y_log)):
+        if log:
+            _label_log(axis)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.set_title(panel.title)
     axes.grid(True, which="major")
     axes.set_axisbelow(True)
-    columns = 2 if max(len(curve.label) for curve in panel.curves) > 14 else 3
+    columns = 2 if max(len(curve.label) for curve in panel.curves if curve.legend) > 12 else 3
     axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=2.8, columnspacing=1.2)
 
 
-def _plain(value: float, _: int) -> str:
-    digit = value / 10 ** np.floor(np.log10(value) + 1e-9)
-    return f"{value:g}" if round(digit) in (2, 3, 5) else ""
+def _label_log(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers: powers of ten, and 2, 3 and 5 between few of them."""
+    low, high = axis.get_view_interval()
+    short = high / low < 60
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: _number(value) if short and _is_round(value) else ""))
 
 
-def _style(curve: Curve) -> dict[str, Any]:
+def _number(value: float) -> str:
+    return f"{value:g}" if 1e-4 < value < 9e4 else f"$10^{{{np.log10(value):.0f}}}$"
+
+
+def _is_round(value: float) -> bool:
+    return round(value / 10 ** np.floor(np.log10(value) + 1e-9)) in (2, 3, 5)
+
+
+def _style(curve: Curve) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Matplotlib's arguments for a curve, and for its entry in the legend."""
     if curve.look in _OTHERS:
         style = dict(_OTHERS[curve.look])
     else:
@@ -162,7 +169,12 @@ def _style(curve: Curve) -> dict[str, Any]:
             style |= {"markerfacecolor": PAPER, "markersize": 7.0, "markeredgewidth": 1.4}
         elif kind == "dots":
             style |= {"markersize": 5.0}
+        elif kind == "alternative":
+            style |= {"marker": ""}
+    legend = dict(style)
+    if curve.look.endswith("/line"):
+        style["marker"] = ""
     if style.get("marker") and style["linestyle"] != "none":
         # Every curve carries about seven of its marks, wherever its points lie.
         style["markevery"] = max(1, -(-len(curve.x) // 7))
-    return style
+    return style, legend

@@ -35,7 +35,7 @@ def _floors(table: Table) -> str:
     name = next(head for head in table.header if head.startswith("K=") and not head.endswith("member"))
     sgd, late, member = float(row["SGD"]), float(row[name]), float(row[f"{name} member"])
     return (
-        f"Averaging divides the noise floor by K and nothing else does it that way: at learning rate {row['lr']} SGD"
+        f"Averaging divides the noise floor by K, as K-batch SGD does: at learning rate {row['lr']} SGD"
         f" stays at {sgd:.4f}, the average with {name} at {late:.4f}, its mean member at {member:.4f}."
     )
 
@@ -44,8 +44,8 @@ def _starts(table: Table) -> str:
     row = _row(table, len(table.rows) - 1)
     return (
         f"A late start trades bias for variance: after {row['N']} minibatches with K = {row['K']} the loss is"
-        f" {float(row['best T0']):.4f} from the best start at {row['at']}, {float(row['T0 = 0']):.4f} from the"
-        f" beginning, {float(row['SGD']):.4f} for SGD, and {float(row['SGD lr/K from T0']):.4f} for SGD whose rate"
+        f" {float(row['at best T0']):.4f} from the best start at {row['best T0']}, {float(row['T0 = 0']):.4f} from the"
+        f" beginning, {float(row['SGD']):.4f} for SGD, and {float(row['SGD lr/K from there']):.4f} for SGD whose rate"
         " drops by K at the same point."
     )
 
@@ -58,8 +58,8 @@ def _tuned(table: Table) -> str:
     verdict = "does not improve on" if both[0] >= annealed else "improves on"
     return (
         f"With every learning rate tuned, late-phase training from its best start ({best[1]}) reaches {best[0]:.4f}"
-        f" against {losses['SGD']:.4f} for SGD at a constant rate, but annealed SGD reaches {annealed:.4f}; late-phase on"
-        f" top of annealing ({both[0]:.4f}) {verdict} it."
+        f" against {losses['SGD']:.4f} for SGD at a constant rate, but annealed SGD reaches {annealed:.4f};"
+        f" late-phase on top of annealing ({both[0]:.4f}) {verdict} it."
     )
 
 

@@ -57,7 +57,7 @@ def figure(config: TheoryConfig) -> Figure:
         )
     text = (
         f"Expected loss of the averaged model against minibatches (learning rate {lr:g}, n = {problem.directions}). A"
-        " round of K members costs K minibatches, so from the beginning more members learn more slowly (left). A late"
-        " start pays at once: the loss falls to its lower floor within some rounds (right)."
+        " round of K members costs K minibatches, so from the beginning more members learn more slowly (first panel). A"
+        " late start pays at once: the loss falls to its lower floor within some rounds (second panel)."
     )
     return Figure("Learning curves", text, panels)

@@ -92,7 +92,7 @@ def starts(config: TheoryConfig, simulated: dict[int, Simulations]) -> Panel:
         grid = sorted({start_near(share * budget, budget, number) for share in np.linspace(0, 1, 41) ** 1.5})
         paths = [method_of(config, number, at).trajectory(problem, budget) for at in grid]
         losses = np.array([float(path.loss.average) for path in paths])
-        curves.append(Curve(f"K = {number}", np.array(grid) / budget, losses, look(number)))
+        curves.append(Curve(f"K = {number}", np.array(grid) / budget, losses, look(number, "line")))
         positions = np.array(list(simulated[number])) / budget
         means, errors = np.array(list(simulated[number].values())).T
         name = f"K = {number} simulated"
@@ -130,18 +130,18 @@ def drift(config: TheoryConfig) -> Panel:
     # Label, weights in the group, base learning rate, factor on the base gradients, look.
     mean = 1 / _DRIFT_MEMBERS
     cases = [
-        ("1 weight", 1, lr, mean, look(2)),
-        (f"{given.directions} weights", given.directions, lr, mean, look(10)),
-        ("1 weight, summed", 1, 0.4 * lr, 1.0, look(5)),
+        ("1 weight", 1, lr, mean, 2),
+        (f"{given.directions} weights", given.directions, lr, mean, 10),
+        ("1 weight, summed", 1, 0.4 * lr, 1.0, 5),
     ]
     curves, dots = [], []
-    for label, directions, base_lr, scale, curve_look in cases:
+    for label, directions, base_lr, scale, number in cases:
         late = nqp.MultiplicativeLatePhase(_DRIFT_MEMBERS, base_lr, lr, scale)
         problem = nqp.Problem(nqp.power_law(directions), initial_mean=0.0)
-        times = np.linspace(0, rounds, 81).astype(int)
+        times = np.unique(np.linspace(0, rounds, 81).astype(int))
         path = late.drift(problem, times)
-        curves.append(Curve(label, times.astype(np.float64), path, curve_look))
-        few = np.linspace(0, rounds, 6).astype(int)[1:]
+        curves.append(Curve(label, times.astype(np.float64), path, look(number, "line")))
+        few = np.unique(np.linspace(0, rounds, 6).astype(int))[1:]
         counts = [int(time) * _DRIFT_MEMBERS for time in few]
         monte_carlo = config.monte_carlo
         snapshots = nqp.simulate_weights(late, problem, counts, monte_carlo.replicas, monte_carlo.seed)
@@ -149,7 +149,7 @@ def drift(config: TheoryConfig) -> Panel:
         means = np.array([factor.mean() for factor in factors])
         errors = np.array([factor.std() / np.sqrt(factor.size) for factor in factors])
         name = f"{label} simulated"
-        dots.append(Curve(name, few.astype(np.float64), means, f"{curve_look}dots", error=errors, legend=False))
+        dots.append(Curve(name, few.astype(np.float64), means, look(number, "dots"), error=errors, legend=False))
     return Panel(
         "multiplicative-drift",
         f"Drift of the factor, K = {_DRIFT_MEMBERS}",
@@ -170,10 +170,10 @@ def figure(panels: list[Panel]) -> Figure:
         The figure.
     """
     text = (
-        "Left: lines are the linear-noise approximation along the path, dots the simulated process with standard"
+        "First panel: lines are the linear-noise approximation along the path, dots the simulated process with standard"
         " errors. A start at 0 drags the factor to where the effective learning rate is larger; the noise then drags"
-        " it back slowly, which the approximation along the path leaves out and the hollow marks put in. Right: that"
-        " slow drift of the factor from 1, equation (lines) and simulation (dots)."
+        " it back slowly, which the approximation along the path leaves out and the hollow marks put in. Second panel:"
+        " that slow drift of the factor from 1, equation (lines) and simulation (dots)."
     )
     return Figure("Multiplicative late-phase weights", text, panels)
 

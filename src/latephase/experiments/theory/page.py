@@ -36,9 +36,10 @@ body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper)
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 .4rem }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .3rem }
 p { max-width: 46rem; margin: .3rem 0 .9rem }
+ul { padding-left: 1.2rem }
 .lead, caption, footer { color: var(--soft) }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem }
-figure { margin: 0; max-width: 34rem; background: var(--card); border: 1px solid var(--grid);
+figure { margin: 0; max-width: 34rem; border: 1px solid var(--grid);
   border-radius: .5rem; padding: .6rem }
 figure svg { display: block; width: 100%; height: auto }
 figcaption { font-size: .85rem; text-align: right }

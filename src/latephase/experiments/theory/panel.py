@@ -44,7 +44,6 @@ class Panel:
         curves: What is drawn.
         x_log: Logarithmic horizontal axis.
         y_log: Logarithmic vertical axis.
-        y_limits: Limits of the vertical axis; None fits the data.
         marks: Positions of thin vertical lines.
     """
 
@@ -55,7 +54,6 @@ class Panel:
     curves: Sequence[Curve]
     x_log: bool = False
     y_log: bool = True
-    y_limits: tuple[float, float] | None = None
     marks: Sequence[float] = field(default_factory=tuple)
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:

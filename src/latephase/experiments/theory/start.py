@@ -59,7 +59,8 @@ def figure(config: TheoryConfig) -> Figure:
     text = (
         f"Expected loss after N minibatches against the start (learning rate {quadratic.lr:g}, n ="
         f" {problem.directions}); hollow marks are the exact optima. Too early a start leaves bias, too late a start"
-        f" leaves noise. The dotted line is plain SGD whose rate drops by {quadratic.members[-1]} at T0: it does the same."
+        f" leaves noise. The dotted line is plain SGD whose rate drops by {quadratic.members[-1]} at T0: it"
+        " does the same."
     )
     return Figure("When to start", text, panels)
 
@@ -87,7 +88,7 @@ def equal_minibatches(config: TheoryConfig) -> Table:
             start, best = nqp.best_start(method, problem, budget)
             drop = loss_at(_drop(lr, number, start), problem, budget)
             rows.append([budget, number, sgd, at_once, float(best.average), start, drop, swa[0], swa[1]])
-    header = ["N", "K", "SGD", "T0 = 0", "best T0", "at", "SGD lr/K from T0", "SWA", "from"]
+    header = ["N", "K", "SGD", "T0 = 0", "at best T0", "best T0", "SGD lr/K from there", "SWA", "SWA from"]
     text = (
         f"Expected loss after N minibatches at learning rate {lr:g}, n = {problem.directions}, initial error 1. The"
         " best start is exact; SWA averages from the best of 19 starts to the end."

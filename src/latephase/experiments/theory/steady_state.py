@@ -24,35 +24,37 @@ def figure(config: TheoryConfig) -> Figure:
         config: What to compute.
 
     Returns:
-        One panel.
+        One panel for each.
     """
     problem = nqp.Problem(nqp.power_law(config.quadratic.steady_directions))
     rates = np.linspace(0.02, 1.98, 99)
     members = _with_twenty(config.quadratic.members)
-    curves = [_curve("SGD", rates, [nqp.SGD(lr).steady_state(problem).average for lr in rates], look(1))]
+    sgd = Curve("SGD", rates, _averages([nqp.SGD(lr).steady_state(problem) for lr in rates]), look(1))
+    averaged, single = [sgd], [sgd]
     for number in members:
         losses = [late_phase(number, lr).steady_state(problem) for lr in rates]
-        curves.append(_curve(f"K = {number}", rates, [loss.average for loss in losses], look(number)))
-        curves.append(_curve(f"K = {number} member", rates, [loss.members for loss in losses], look(number, "members")))
+        averaged.append(Curve(f"K = {number}", rates, _averages(losses), look(number)))
+        means = np.array([loss.members for loss in losses], dtype=np.float64)
+        single.append(Curve(f"K = {number}", rates, means, look(number, "members")))
     five = members[1] if len(members) > 1 else members[0]
     # With the sum of the base gradients instead of their mean the effective rate is lr (1 + K) / 2; it must be < 2.
     summed = rates[rates * (1 + five) / 2 < 2.0]
     losses = [nqp.LatePhase(five, lr / 2, lr / 2, 1.0).steady_state(problem) for lr in summed]
-    averages = [loss.average for loss in losses]
-    curves.append(_curve(f"K = {five}, summed", summed, averages, look(five, "alternative")))
-    panel = Panel(
-        "steady-state",
-        f"Noise floor, n = {problem.directions}",
-        "learning rate base + late",
-        "expected loss in the steady state",
-        curves,
-    )
+    averaged.append(Curve(f"K = {five}, summed", summed, _averages(losses), look(five, "alternative")))
+    panels = [
+        Panel(f"steady-state-{name}", title, "learning rate, base + late", "expected loss in the steady state", curves)
+        for name, title, curves in (
+            ("averaged", "Averaged model", averaged),
+            ("members", "Mean member", single),
+        )
+    ]
     text = (
-        "Averaging K members divides the noise floor by K exactly (solid lines), while a single member pays for"
-        f" its own noise (dashed). With summed base gradients (dotted, K = {five}) the effective rate is"
-        " late + K base: no gain by 1/K, and stability ends early."
+        f"Noise floor against the learning rate (n = {problem.directions}). Averaging K members divides SGD's floor"
+        " by K exactly (first panel), while a single member pays for its own noise too (second panel). With summed base"
+        f" gradients (dotted, K = {five}) the effective rate is late + K base: no gain by 1/K, and stability ends"
+        " early."
     )
-    return Figure("Steady state", text, [panel])
+    return Figure("Steady state", text, panels)
 
 
 def table(config: TheoryConfig) -> Table:
@@ -81,10 +83,11 @@ def table(config: TheoryConfig) -> Table:
         )
         rows.append(row + [_floor(method, problem) for method in others])
     pairs = [name for number in members for name in (f"K={number}", f"K={number} member")]
-    header = ["lr", "SGD", *pairs, f"SGD lr/{divisor}", "SWA 100", "EMA .99", "Lookahead(5, .5)"]
+    header = ["lr", "SGD", *pairs, f"SGD lr/{divisor}", "SWA 100", "EMA .99", "Lookahead"]
     text = (
         f"Expected loss in the steady state, n = {problem.directions}, curvatures 1/i, gradient noise with"
-        " covariance H, batch size 1, mean base gradients. K = averaged model, member = mean over its members."
+        " covariance H, batch size 1, mean base gradients. K = averaged model, member = mean over its members;"
+        " Lookahead with k = 5, alpha = 0.5."
     )
     return Table("steady-state-table", "Noise floors", text, header, rows, digits=6)
 
@@ -93,9 +96,8 @@ def _with_twenty(members: Sequence[int]) -> list[int]:
     return sorted({*members, 20})
 
 
-def _curve(label: str, x: NDArray[np.float64], y: Sequence[object], curve_look: str) -> Curve:
-    # The dashed twin of a line is explained in the text; the legend names each K once.
-    return Curve(label, x, np.array(y, dtype=np.float64), curve_look, legend=not label.endswith("member"))
+def _averages(losses: Sequence[nqp.Loss]) -> NDArray[np.float64]:
+    return np.array([loss.average for loss in losses], dtype=np.float64)
 
 
 def _floor(method: nqp.SGD | nqp.SWA | nqp.EMA | nqp.Lookahead, problem: nqp.Problem) -> float:
