@@ -74,6 +74,47 @@ def test_with_two_optimizers_a_turn_ends_when_each_has_stepped(case: Case, order
     assert_matches(late, judge, 1e-12)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_with_two_optimizers_one_may_have_no_gradients(order) -> None:
+    """A branch that a minibatch does not take: its optimizer's step is empty, and counts as its step of the turn."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head, self.side = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x, aside):
+            return self.head(self.norm(x)) + (self.side(x) if aside else 0)
+
+    def build():
+        torch.manual_seed(0)
+        model = Branch().double()
+        late_and_base = OPTIMIZERS["adam"]([*model.norm.parameters(), *model.head.parameters()])
+        return model, [late_and_base, OPTIMIZERS["sgd"](model.side.parameters())]
+
+    model, optimizers = build()
+    late = latephase.LatePhase(model, members=3, weights=["norm"])
+    for optimizer in optimizers:
+        late.optimizer(optimizer)
+    theirs, clocks = build()
+    judge = Reference(theirs, clocks, ["norm.weight", "norm.bias"], 3)
+    late.start()
+    judge.start()
+    for index in range(TURNS):
+        x = torch.randn(4, 4, dtype=torch.float64)
+
+        def loss(net, x=x, aside=index % 2 == 0):
+            return net(x, aside).square().mean()
+
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss(model).backward()
+        for which in order:
+            optimizers[which].step()
+        judge.step(loss)
+    assert_matches(late, judge, 1e-12)
+
+
 def test_a_second_step_before_the_other_optimizers_first_is_an_error() -> None:
     case = Case()
     model = case.plain()
