@@ -96,7 +96,7 @@ class LatePhase:
     members: int = 10
     weights: list[str] = field(default_factory=lambda: ["norm", "head"])
     noise: float = 0.0
-    base_gradient: str | float = "sum"
+    base_gradient: float | str = "sum"
     optimizer_state: str = "copy"
     weight_decay: float | None = None
 

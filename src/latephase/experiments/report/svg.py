@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -122,8 +123,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     pixels = float(width[1]) * 96 / 72
-    escaped = label.replace("&", "&amp;").replace('"', "&quot;")
-    text = text.replace("<svg", f'<svg role="img" aria-label="{escaped}" style="max-width:{pixels:.0f}px"', 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}" style="max-width:{pixels:.0f}px"', 1)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
