@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latephase.errors import LatePhaseError, LatePhaseValueError
 from latephase.evaluation._checks import again, at_least, classified, plain
 from latephase.evaluation._result import Result
-from latephase.evaluation.flatness.operator import SymmetricOperator, hessian_operator, quiet
+from latephase.evaluation.flatness.operator import SymmetricOperator, hessian_operator
 from latephase.stage import evaluating
 
 
@@ -113,7 +113,7 @@ def flatness(
     criterion = nn.CrossEntropyLoss() if loss is None else loss
     if getattr(criterion, "reduction", None) != "mean":
         raise LatePhaseValueError(f"flatness: loss {criterion!r}; use a loss module with reduction='mean'")
-    with evaluating(model), quiet():
+    with evaluating(model):
         value, samples = _loss(model, criterion, batches)
         operator = hessian_operator(model, criterion, chosen, batches, samples)
         trace, deviation = hutchinson(operator, probes, seed, chosen[0])
