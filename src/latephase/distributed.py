@@ -1,6 +1,6 @@
 """Members over ranks: who trains which member, one sum a round, one exchange a turn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Ranks:
         anywhere = present.tolist()
         wanted = [i for i, there in enumerate(anywhere) if there]
         result: list[Tensor | None] = [None] * len(tensors)
-        for dtype in {like[i].dtype for i in wanted}:
+        for dtype in _dtypes(like[i] for i in wanted):
             indices = [i for i in wanted if like[i].dtype == dtype]
             parts = [t if (t := tensors[i]) is not None else torch.zeros_like(like[i]) for i in indices]
             flat = torch.cat([part.reshape(-1) for part in parts])
@@ -73,7 +73,7 @@ class Ranks:
         if self.world == 1:
             return
         first = turn * self.world
-        for dtype in {stack.dtype for stack in stacks}:
+        for dtype in _dtypes(stacks):
             chosen = [stack for stack in stacks if stack.dtype == dtype]
             mine = torch.cat([stack[first + self.rank].reshape(-1) for stack in chosen])
             parts = [torch.empty_like(mine) for _ in range(self.world)]
@@ -134,6 +134,11 @@ class Ranks:
                 f"start(): the ranks hold different values of {', '.join(different[:5])}; broadcast the model from one "
                 "rank first, and give LatePhase the same seed on all of them"
             )
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> list[torch.dtype]:
+    """The dtypes in order of appearance: the same on all ranks, which a set's order is not."""
+    return list(dict.fromkeys(tensor.dtype for tensor in tensors))
 
 
 def _checksum(stack: Tensor) -> Tensor:

@@ -66,6 +66,11 @@ class Rounds:
         return self.turn == self.turns - 1
 
     @property
+    def several(self) -> bool:
+        """Whether a turn waits for more than one optimizer."""
+        return sum(steps.drives for steps in self.steps) > 1
+
+    @property
     def fresh(self) -> bool:
         """Whether a round is about to begin: nothing of it has happened yet."""
         return self.turn == 0 and not any(steps.done or steps.sums for steps in self.steps)
@@ -147,11 +152,15 @@ class Rounds:
         self.parallel.replay(steps)
         return True
 
-    def stepped(self, steps: Steps) -> None:
-        """End the turn when every optimizer that drives it has stepped."""
-        steps.done = True
-        if all(s.done for s in self.steps if s.drives):
-            self._next()
+    def stepped(self, steps: Steps, moved: bool) -> None:
+        """End the turn when every optimizer that drives it has stepped, and one of them had gradients."""
+        steps.done, steps.moved = True, steps.moved or moved
+        drivers = [s for s in self.steps if s.drives]
+        if all(s.done for s in drivers):
+            if any(s.moved for s in drivers):
+                self._next()
+            for each in self.steps:
+                each.done = each.moved = False
 
     @torch.no_grad()
     def _next(self) -> None:
@@ -164,8 +173,6 @@ class Rounds:
         if self.parallel is not None:
             self.parallel.close()
             self.parallel = None
-        for steps in self.steps:
-            steps.done = False
         if members.count == 1:
             return
         members.park()

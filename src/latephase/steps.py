@@ -35,6 +35,10 @@ class Turns(Protocol):
     def last(self) -> bool:
         """Whether this is the round's last turn."""
 
+    @property
+    def several(self) -> bool:
+        """Whether a turn waits for more than one optimizer."""
+
     def check_step(self, steps: "Steps") -> None:
         """Raise where a step cannot be right now."""
 
@@ -44,7 +48,7 @@ class Turns(Protocol):
     def replay(self, steps: "Steps") -> bool:
         """After a parallel pass: step all members but the last, whose gradients are left in place."""
 
-    def stepped(self, steps: "Steps") -> None:
+    def stepped(self, steps: "Steps", moved: bool) -> None:
         """An optimizer has finished its step of this turn."""
 
 
@@ -87,11 +91,14 @@ class Steps:
         self.states: list[State] = []
         self.done = False
         """Whether this optimizer has stepped in the present turn."""
+        self.moved = False
+        """Whether it had gradients to step with."""
         self.nested = False
         """Whether the phase itself is stepping, once a member, through the optimizer's own `step`."""
         self._late_weights = late
         self._shape: tuple[int, ...] = ()
         self._stateless: list[nn.Parameter] = []
+        self._idle = False
         self._pending: list[tuple[nn.Parameter, Tensor]] | None = None
         self._scalars: list[dict[str, Any]] = []
         self._gathers: list[Any] = []
@@ -166,7 +173,7 @@ class Steps:
         if self.nested or _inside_a_step(optimizer):
             return None
         self._pending = None
-        self._stateless = []
+        self._stateless, self._idle = [], False
         self.turns.resumed = None
         if not self.turns.alive:
             return None
@@ -202,7 +209,10 @@ class Steps:
         """Take the base gradients away, or, on the last turn, put the round's sum in their place."""
         taken = [(p, p.grad.detach()) for p in self.base if p.grad is not None]
         if not taken and not self._gathered and all(p.grad is None for p in self.late):
-            return  # a step without gradients is not a turn
+            # A step without gradients is not a turn, unless another optimizer has some; then the sum is due all the same.
+            self._idle = not (self.turns.several and self.turns.last and self.sums and not self.done)
+            if self._idle:
+                return
         found = getattr(self.optimizer, "found_inf", None)
         if found is not None and float(found) > 0:
             # A fused optimizer skips this step by itself, but not without making states, of whatever was in memory.
@@ -276,6 +286,8 @@ class Steps:
         while self._stateless:
             optimizer.state.pop(self._stateless.pop(), None)
         if self._pending is None:
+            if self._idle:
+                self.turns.stepped(self, moved=False)
             return
         if self.turns.last and not self.done:
             self.sums.clear()
@@ -291,7 +303,7 @@ class Steps:
                     self.sums[parameter] = _owned(gradient)
         self._pending = None
         self._gathered = False
-        self.turns.stepped(self)
+        self.turns.stepped(self, moved=True)
 
     def restore_counters(self) -> None:
         """Undo what a step did to the numbers in the optimizer's groups."""
