@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .averaging import exact_mean, rounded
 from .distributed import State
 from .errors import LatePhaseError
+from .gradients import add, cloned, mean_state, owned
 
 
 class Turns(Protocol):
@@ -50,26 +50,6 @@ class Turns(Protocol):
 
     def stepped(self, steps: "Steps", moved: bool) -> None:
         """An optimizer has finished its step of this turn."""
-
-
-def _owned(gradient: Tensor) -> Tensor:
-    """A gradient that nobody else writes to.
-
-    DDP's buckets and the pools of CUDA graphs are written again by the next backward; on a CPU a gradient with storage
-    of its own is taken as it is.
-    """
-    if gradient.layout != torch.strided:
-        return gradient
-    alone = gradient._base is None and gradient.untyped_storage().nbytes() == gradient.nbytes
-    return gradient if alone and gradient.device.type == "cpu" else gradient.clone()
-
-
-def _add(sums: list[Tensor], gradients: list[Tensor]) -> None:
-    dense = [i for i, (a, b) in enumerate(zip(sums, gradients, strict=True)) if a.layout == b.layout == torch.strided]
-    if dense:
-        torch._foreach_add_([sums[i] for i in dense], [gradients[i] for i in dense])
-    for i in set(range(len(sums))).difference(dense):
-        sums[i] = sums[i] + gradients[i]
 
 
 class Steps:
@@ -142,7 +122,7 @@ class Steps:
         """Give every member a state of its own: a copy of the present one, or none yet."""
         state = self.optimizer.state
         now = {p: state[p] for p in self.late if p in state} if copy else {}
-        self.states = [{p: _cloned(values) for p, values in now.items()} for _ in range(members)]
+        self.states = [{p: cloned(values) for p, values in now.items()} for _ in range(members)]
         self.bring(present)
         if self.in_place:
             self._gathers = [p.register_post_accumulate_grad_hook(self._gather) for p in self.base if p.requires_grad]
@@ -165,7 +145,7 @@ class Steps:
         for parameter in self.late:
             states = [member[parameter] for member in self.states if parameter in member]
             if states:
-                self.optimizer.state[parameter] = {key: _mean([s[key] for s in states]) for key in states[0]}
+                self.optimizer.state[parameter] = {key: mean_state([s[key] for s in states]) for key in states[0]}
 
     # One step
 
@@ -209,7 +189,7 @@ class Steps:
         """Take the base gradients away, or, on the last turn, put the round's sum in their place."""
         taken = [(p, p.grad.detach()) for p in self.base if p.grad is not None]
         if not taken and not self._gathered and all(p.grad is None for p in self.late):
-            # A step without gradients is not a turn, unless another optimizer has some; then the sum is due all the same.
+            # Without gradients it is not a turn, unless another optimizer has some; then the sum is due all the same.
             self._idle = not (self.turns.several and self.turns.last and self.sums and not self.done)
             if self._idle:
                 return
@@ -296,11 +276,11 @@ class Steps:
             known = [(p, g) for p, g in self._pending if p in self.sums]
             sums = [self.sums[p] for p, _ in known]
             if known:
-                _add(sums, [g for _, g in known])
+                add(sums, [g for _, g in known])
                 self.sums.update(zip((p for p, _ in known), sums, strict=True))
             for parameter, gradient in self._pending:
                 if parameter not in self.sums:
-                    self.sums[parameter] = _owned(gradient)
+                    self.sums[parameter] = owned(gradient)
         self._pending = None
         self._gathered = False
         self.turns.stepped(self, moved=True)
@@ -323,7 +303,7 @@ class Steps:
         if not self.turns.alive or gradient is None:
             return
         known = self.sums.get(parameter)
-        self.sums[parameter] = _owned(gradient) if known is None else known.add_(gradient)
+        self.sums[parameter] = owned(gradient) if known is None else known.add_(gradient)
         parameter.grad = None
         self._gathered = True
 
@@ -341,13 +321,3 @@ def _inside_a_step(optimizer: Optimizer) -> bool:
             depth += 1
         frame = frame.f_back  # type: ignore[assignment]
     return depth > 1
-
-
-def _cloned(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
-
-
-def _mean(values: list[Any]) -> Any:
-    if isinstance(values[0], Tensor) and values[0].is_floating_point():
-        return rounded(exact_mean(torch.stack(values)), values[0])
-    return values[0]
