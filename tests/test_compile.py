@@ -124,6 +124,16 @@ def test_a_compiled_backward_after_the_member_changed_is_loud() -> None:
         loss.backward()
 
 
+def test_the_exported_model_is_the_averaged_one() -> None:
+    case = Case(model="ln_mlp")
+    late, model, _ = trained(case, lambda m: m)
+    plain = case.plain(seed=3)
+    plain.load_state_dict(late.averaged_state_dict())
+    (batch,) = case.batches(1, first=30)
+    exported = torch.export.export(model.eval(), (batch[0],)).module()
+    torch.testing.assert_close(exported(batch[0]), plain.eval()(batch[0]), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_agrees_with_eager() -> None:
