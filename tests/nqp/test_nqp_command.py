@@ -97,7 +97,7 @@ def test_tuned_rates_are_optima(folder):
 
 
 def test_simulated_dots_carry_standard_errors(folder):
-    for name, dots in (("multiplicative-start", 2 * 7), ("multiplicative-drift", 3 * 5)):
+    for name, dots in (("multiplicative-start", 2 * 6), ("multiplicative-drift", 3 * 5)):
         simulated = [row for row in rows(folder / f"{name}.csv") if row["curve"].endswith("simulated")]
         assert len(simulated) == dots
         assert all(float(row["standard_error"]) > 0 for row in simulated)

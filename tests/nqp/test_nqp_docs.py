@@ -83,23 +83,30 @@ def test_table_of_tuned_methods():
     config = TheoryConfig()
     table = annealing.table(config, 1000, annealing.tuned(config, 1000))
     losses = {name: loss for name, _, _, loss in table.rows}
+    settings = {name: setting for name, _, setting, _ in table.rows}
+    assert settings["late phase, annealed"] == settings["SGD lr/K, annealed"] == "K = 2, T0 = 274"
+    assert settings["late phase, Nesterov .9 annealed"] == "K = 2, T0 = 280"
+    assert settings["late phase"] == "K = 5, T0 = 705"
+    assert settings["SGD, best of four other shapes"] == "0%, 100%, 0.01"
     names = {
         "SWA, all iterates": "SWA",
         "EMA .997": "EMA",
+        "SGD, a better shape of annealing": "SGD, best of four other shapes",
+        "SGD annealed, lr/2 from T0 = 274": "SGD lr/K, annealed",
+        "late phase on annealed SGD, K = 2, T0 = 274": "late phase, annealed",
         "SGD annealed": "SGD annealed",
-        "late phase K = 5 on annealed SGD": "K = 5 annealed",
+        "late phase on the next, K = 2, T0 = 280": "late phase, Nesterov .9 annealed",
         "SGD annealed, Nesterov .9": "Nesterov .9 annealed",
-        "late phase K = 5 on that": "K = 5, Nesterov .9 annealed",
-        "late phase K = 5, best T0": "K = 5",
+        "late phase, K = 5, T0 = 705": "late phase",
         "SGD, one drop to lr/10": "SGD, one drop to lr/10",
-        "late phase K = 10, best T0": "K = 10",
         "Lookahead": "Lookahead",
         "SGD, Nesterov .9": "Nesterov .9",
         "SGD": "SGD",
-        "late phase K = 5, T0 = 0": "K = 5, T0 = 0",
-        "late phase K = 10, T0 = 0": "K = 10, T0 = 0",
+        "K = 2 from the beginning": "late phase K = 2 from the beginning",
+        "K = 5 from the beginning": "late phase K = 5 from the beginning",
+        "K = 10 from the beginning": "late phase K = 10 from the beginning",
     }
-    shown = {cells[i]: cells[i + 1] for cells in rows("| method | loss") for i in (0, 3)}
+    shown = {cells[i]: cells[i + 1].strip("*") for cells in rows("| method | loss") for i in (0, 3)}
     assert shown.keys() == names.keys()
     for name, cell in shown.items():
         assert prints(losses[names[name]], cell), name
@@ -133,3 +140,32 @@ def test_the_valley_is_as_flat_as_the_page_says():
         for start in (670, 1000, 1500):
             loss = replace(late, start=start).expected_loss(problem, 2000).average
             assert best <= loss < 1.1005 * best
+
+
+def test_a_schedule_inside_a_round_copies_it_in_one_direction():
+    members, x = 5, 0.6
+    # Rates of K steps that give all K minibatches the weight (1 - a) / K and keep a of the old iterate.
+    rates = [x / members]
+    for _ in range(members - 1):
+        rates.append(rates[-1] / (1 - rates[-1]))
+    rates.reverse()
+    problem = nqp.Problem([1.0], [2.0], initial_mean=1.5)
+    mean, variance = 1.5, 0.0
+    for _ in range(4):
+        for rate in rates:
+            mean, variance = (1 - rate) * mean, (1 - rate) ** 2 * variance + rate**2 * 2.0
+    late = nqp.LatePhase(members, x / 2, x / 2, 1 / members).expected_loss(problem, 4 * members)
+    assert late.average == pytest.approx(0.5 * (mean**2 + variance), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_gains_over_annealed_sgd():
+    annealing = pytest.importorskip("latephase.experiments.theory.annealing")
+    from latephase.experiments.theory.config import TheoryConfig
+
+    for budget, percent in ((200, 0.6), (500, 1.5), (1000, 2.8)):
+        loss = {entry.name: entry.loss for entry in annealing.tuned(TheoryConfig(), budget)}
+        gain = 1 - loss["late phase, annealed"] / loss["SGD annealed"]
+        assert gain == pytest.approx(percent / 100, abs=5.1e-4)
+        assert loss["SGD lr/K, annealed"] < loss["late phase, annealed"]
+        assert loss["late phase"] > loss["SGD annealed"]

@@ -29,8 +29,8 @@ class MultiplicativeLatePhase:
     linear-noise approximation (LNA), with a relative error of the order of the effective rate times the
     curvature: trust it up to ``sharpness`` 0.3. The solutions form a manifold
     :math:`\theta = w^* / \varphi`. The place :math:`\varphi` on it sets the effective learning rate, and
-    three things move it: a far start (``landing``), noise (``drift``, towards ``balance``), and nothing
-    else. Several groups are independent: add the losses of one problem each.
+    two things move it: a far start (``landing``) and, slowly, noise (``drift``, towards ``balance``).
+    Several groups are independent: add the losses of one problem each.
 
     Args:
         members: K >= 1. A round costs K minibatches.

@@ -31,7 +31,7 @@ class Quadratic:
     late_start: int = 1000
     horizon: int = 100_000
     budgets: list[int] = field(default_factory=lambda: [500, 2000, 10_000])
-    tuned_budgets: list[int] = field(default_factory=lambda: [200, 500, 1000, 2000])
+    tuned_budgets: list[int] = field(default_factory=lambda: [200, 500, 1000])
     annealing: tuple[float, float, float] = (0.5, 0.9, 0.01)
 
 
@@ -59,7 +59,7 @@ class Multiplicative:
     perturbation: float = 0.02
     minibatches: int = 2400
     drift_lr: float = 0.05
-    drift_rounds: int = 4000
+    drift_rounds: int = 3000
 
 
 @dataclass(frozen=True)

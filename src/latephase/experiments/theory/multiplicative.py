@@ -15,7 +15,7 @@ from latephase.experiments.theory.table import Table
 Simulations = dict[int, tuple[float, float]]
 
 _DRIFT_MEMBERS = 5
-_SIMULATED_SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.95)
+_SIMULATED_SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.9)
 
 
 def method_of(config: TheoryConfig, members: int, start: int = 0) -> nqp.MultiplicativeLatePhase:
@@ -89,7 +89,7 @@ def starts(config: TheoryConfig, simulated: dict[int, Simulations]) -> Panel:
     curves = [Curve("SGD", np.array([0.0, 1.0]), np.full(2, plain), look(1))]
     dots, drifted = [], []
     for number in config.quadratic.members:
-        grid = sorted({start_near(share * budget, budget, number) for share in np.linspace(0, 1, 41) ** 1.5})
+        grid = sorted({start_near(share * budget, budget, number) for share in np.linspace(0, 1, 23) ** 1.5})
         paths = [method_of(config, number, at).trajectory(problem, budget) for at in grid]
         losses = np.array([float(path.loss.average) for path in paths])
         curves.append(Curve(f"K = {number}", np.array(grid) / budget, losses, look(number, "line")))
