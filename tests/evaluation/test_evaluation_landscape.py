@@ -144,6 +144,7 @@ def test_a_line_through_a_bowl():
     assert [s.loss_barrier for s in found.segments] == [0, 0]
     assert [s.error_barrier for s in found.segments] == [0, 0]
     assert found.stations == ("one", "two", "three")
+    assert found.statistics == "not said"
     assert json.loads(json.dumps(found.to_dict()))["segments"][1]["length"] == found.segments[1].length
 
 
@@ -175,6 +176,7 @@ def test_a_line_of_a_network_is_a_plain_loop_over_interpolated_models(trained):
                 judged.append(float(F.cross_entropy(model.eval()(x), y)))
     assert found.loss == pytest.approx(judged, rel=1e-10)
     assert len(set(found.loss)) == 7
+    assert found.statistics == "stored"
 
 
 def test_equal_stations_make_a_flat_line(trained):
@@ -231,6 +233,7 @@ def test_a_plane_of_a_network_holds_its_members_losses(trained):
         assert found.loss[0][0] == pytest.approx(evaluate(states[0]).loss, rel=1e-10)
     wide = plane(states, evaluate, points=3, margin=3.0)  # far outside, where variances would become negative
     assert np.isfinite(wide.loss).all()
+    assert wide.statistics == "stored"
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,9 @@ def test_disagreement_by_layer_against_plain_models_with_one_layer_exchanged(tra
     assert max(found[0].disagreement) > 0
     one = layer_disagreement(states, average, evaluator, layers=["fc"])
     assert one == (found[0], found[-1])
+    fresh = StateEvaluator(CASE.plain(), batches, statistics_batches=data(first=20))
+    assert {d.statistics for d in found} == {"stored"}
+    assert layer_disagreement(states, average, fresh, layers=["fc"])[0].statistics == "recomputed"
     with pytest.raises(LatePhaseValueError, match="no layer 'fd'; the layers with weights are conv1, bn1"):
         layer_disagreement(states, average, evaluator, layers=["fd"])
 

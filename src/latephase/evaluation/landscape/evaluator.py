@@ -36,6 +36,18 @@ Evaluate = Callable[[State], LossAndError]
 """Anything that tells loss and error at given weights; `StateEvaluator` is one."""
 
 
+def statistics_used(evaluate: Evaluate) -> str:
+    """How an evaluation handles BatchNorm's running statistics, for the result that it goes into.
+
+    Args:
+        evaluate: A `StateEvaluator`, or another function.
+
+    Returns:
+        "recomputed", "stored" or "none"; "not said" for a function that has no attribute `statistics`.
+    """
+    return str(getattr(evaluate, "statistics", "not said"))
+
+
 class StateEvaluator:
     """Evaluates one model at other weights, and leaves it as it was.
 

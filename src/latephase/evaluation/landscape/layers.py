@@ -105,11 +105,14 @@ class LayerDisagreement(Result):
         whole: Whether all layers were exchanged at once.
         disagreement: For each member, the fraction of samples that the reference with the member's layer in it puts
             into another class than the reference.
+        statistics: How BatchNorm's running statistics were handled: "recomputed", "stored" (a layer's go with its
+            weights), or "none" where there are none.
     """
 
     layer: str
     whole: bool
     disagreement: tuple[float, ...]
+    statistics: str
 
 
 def layer_disagreement(
@@ -143,12 +146,12 @@ def layer_disagreement(
         layers = [layer for layer, names in known.items() if _differ(states, reference, names)]
     predicted = evaluator.classes(reference)
 
-    def disagreement(names: Sequence[str]) -> tuple[float, ...]:
+    def entry(layer: str, whole: bool, names: Sequence[str]) -> LayerDisagreement:
         changed = [evaluator.classes(_exchanged(reference, state, names)) != predicted for state in states]
-        return tuple(float(c.double().mean()) for c in changed)
+        fractions = tuple(float(c.double().mean()) for c in changed)
+        return LayerDisagreement(layer, whole, fractions, evaluator.statistics)
 
-    whole = LayerDisagreement("", True, disagreement(list(reference)))
-    return whole, *(LayerDisagreement(layer, False, disagreement(known[layer])) for layer in layers)
+    return entry("", True, list(reference)), *(entry(layer, False, known[layer]) for layer in layers)
 
 
 def _differ(states: Sequence[State], reference: State, names: Sequence[str]) -> bool:

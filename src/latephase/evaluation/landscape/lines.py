@@ -9,7 +9,7 @@ from itertools import pairwise
 from latephase.errors import LatePhaseValueError
 from latephase.evaluation._checks import at_least
 from latephase.evaluation._result import Result
-from latephase.evaluation.landscape.evaluator import Evaluate, LossAndError
+from latephase.evaluation.landscape.evaluator import Evaluate, LossAndError, statistics_used
 from latephase.evaluation.landscape.states import State, check_states, combine, distance
 
 
@@ -38,6 +38,8 @@ class Line(Result):
         error: The error at each point.
         stations: Names of the stations.
         segments: Length and barriers of each segment; barriers are those on this grid of points.
+        statistics: How BatchNorm's running statistics were handled at each point: "recomputed", "stored" (interpolated
+            with the weights), "none" where there are none; "not said" by an `evaluate` of your own.
     """
 
     positions: tuple[float, ...]
@@ -45,6 +47,7 @@ class Line(Result):
     error: tuple[float, ...]
     stations: tuple[str, ...]
     segments: tuple[Segment, ...]
+    statistics: str
 
 
 def barrier(values: Sequence[float]) -> float:
@@ -117,5 +120,10 @@ def line(states: Sequence[State], evaluate: Evaluate, points: int = 11, names: S
         heights = barrier([p.loss for p in piece]), barrier([p.error for p in piece])
         segments.append(Segment(distance(start, end), *heights))
     return Line(
-        tuple(positions), tuple(p.loss for p in reached), tuple(p.error for p in reached), labels, tuple(segments)
+        tuple(positions),
+        tuple(p.loss for p in reached),
+        tuple(p.error for p in reached),
+        labels,
+        tuple(segments),
+        statistics_used(evaluate),
     )

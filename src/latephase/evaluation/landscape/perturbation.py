@@ -12,7 +12,7 @@ from torch import Tensor
 from latephase.errors import LatePhaseValueError
 from latephase.evaluation._checks import at_least
 from latephase.evaluation._result import Result
-from latephase.evaluation.landscape.evaluator import Evaluate
+from latephase.evaluation.landscape.evaluator import Evaluate, statistics_used
 from latephase.evaluation.landscape.states import State, check_states, weight_names
 
 NORMALISATIONS = ("filter", "tensor")
@@ -31,6 +31,8 @@ class Perturbation(Result):
         draws: How many directions were drawn; each is used at every size.
         normalisation: "filter" or "tensor", see `perturb`.
         seed: Seed of the directions.
+        statistics: How BatchNorm's running statistics were handled at each point: "recomputed", "stored" (those of
+            the unperturbed weights), "none" where there are none; "not said" by an `evaluate` of your own.
     """
 
     sizes: tuple[float, ...]
@@ -41,6 +43,7 @@ class Perturbation(Result):
     draws: int
     normalisation: str
     seed: int
+    statistics: str
 
 
 def direction(state: State, normalisation: str, generator: torch.Generator) -> dict[str, Tensor]:
@@ -141,6 +144,7 @@ def perturb(
         draws,
         normalisation,
         seed,
+        statistics_used(evaluate),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from latephase.errors import LatePhaseValueError
 from latephase.evaluation._checks import at_least
 from latephase.evaluation._result import Result
-from latephase.evaluation.landscape.evaluator import Evaluate
+from latephase.evaluation.landscape.evaluator import Evaluate, statistics_used
 from latephase.evaluation.landscape.states import State, check_states, combine, distance, inner
 
 
@@ -26,6 +26,8 @@ class Plane(Result):
         members: Coordinates (x, y) of the three.
         average: Where the average projects to, None if none was given.
         average_distance: How far the average lies from the plane, None if none was given.
+        statistics: How BatchNorm's running statistics were handled at each point: "recomputed", "stored" (interpolated
+            with the weights), "none" where there are none; "not said" by an `evaluate` of your own.
     """
 
     x: tuple[float, ...]
@@ -35,6 +37,7 @@ class Plane(Result):
     members: tuple[tuple[float, float], ...]
     average: tuple[float, float] | None
     average_distance: float | None
+    statistics: str
 
 
 def plane(
@@ -108,6 +111,7 @@ def plane(
         ((0.0, 0.0), (width, 0.0), (along, height)),
         None if spot is None else spot[:2],
         None if spot is None else spot[2],
+        statistics_used(evaluate),
     )
 
 
