@@ -196,6 +196,11 @@ def test_swa_is_the_mean_of_the_last_epochs_with_statistics_of_an_augmented_pass
     torch.testing.assert_close(norm.running_var, activations.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
+def test_swa_of_a_training_of_one_epoch_is_its_last_model() -> None:
+    t = finished("swa", training__epochs=1, swa__start=0.9)
+    assert_same(t.readings[0].weights(), dict(t.model.state_dict()))
+
+
 def test_reading_a_model_off_does_not_change_the_training() -> None:
     assert_equal_weights(finished("late-phase+swa").model, finished("late-phase").model)
 

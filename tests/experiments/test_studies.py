@@ -130,14 +130,16 @@ def test_a_failing_process_ends_the_study_with_its_error(tmp_path: Path) -> None
 
 def test_a_study_grows_by_seeds_and_methods_without_training_again(tmp_path: Path) -> None:
     first = study(tmp_path / "run", seeds=1, methods="[base,late-phase]")
-    grown = study(tmp_path / "run", seeds=2, methods="[base,late-phase,twin]")
+    # The twin, and an average of late-phase weights that nobody watched before.
+    more = "[base,late-phase,late-phase+swa,twin]"
+    grown = study(tmp_path / "run", seeds=2, methods=more)
     assert first["legs"] == {"trained_now": 3, "all": 3}
-    # The second seed's four legs, and the first one's twin.
-    assert grown["legs"] == {"trained_now": 5, "all": 8}
-    again = study(tmp_path / "run", seeds=2, methods="[base,late-phase,twin]")
+    # The second seed's four legs, and of the first seed the twin and late-phase.
+    assert grown["legs"] == {"trained_now": 6, "all": 8}
+    again = study(tmp_path / "run", seeds=2, methods=more)
     assert again["legs"] == {"trained_now": 0, "all": 8}
     assert without_times(again) == without_times(grown)
-    together = study(tmp_path / "together", seeds=2, methods="[base,late-phase,twin]")
+    together = study(tmp_path / "together", seeds=2, methods=more)
     assert_same(without_times(together), without_times(grown))
 
 

@@ -11,8 +11,9 @@ class Data:
 
     Attributes:
         name: Source: `digits`, `parquet`, `folder`, `cifar10` or `cifar100`.
-        train: File (parquet) or folder of training images; the folder to download to for `cifar10` and `cifar100`.
-        test: File or folder of test images.
+        train: File (parquet) or folder of training images. For `cifar10` and `cifar100` the folder that torchvision
+            downloads to, or the parquet file of a copy.
+        test: File or folder of test images; not needed for what torchvision downloads.
         image_size: Side in pixels that images of a folder are resized and centre-cropped to.
         subset: Training images to keep, class-balanced; null keeps all.
         validation: Images taken from the training images, class-balanced, never trained on.
@@ -117,7 +118,7 @@ class Compute:
     """Where and how the arithmetic is done.
 
     Attributes:
-        device: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, `mps`, ...
+        device: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, ...
         precision: `float32`, or `bfloat16` for autocast.
         channels_last: Keep images and convolution weights channels-last.
         threads: CPU threads of each process.

@@ -53,7 +53,7 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None) -> None:
         METHODS[leg.training](leg.recipe),
         [READINGS[name](leg.recipe) for name in leg.readings],
     )
-    state = _state_to_go_on_from(leg)
+    state = _state_to_go_on_from(leg, trajectory)
     if state is not None:
         trajectory.load_state_dict(state)
     before = _seconds_at_begin(leg)
@@ -86,15 +86,17 @@ def _split(data: Data, seed: int) -> Split:
     return load_split(data, seed)
 
 
-def _state_to_go_on_from(leg: Leg) -> dict[str, Any] | None:
+def _state_to_go_on_from(leg: Leg, trajectory: Trajectory) -> dict[str, Any] | None:
     """The furthest saved state that leads to everything that is still missing."""
     own = [leg.folder / "checkpoint.pt", *(fork_path(leg.folder, step) for step in reversed(leg.forks))]
     missing = [step for step in leg.forks if not fork_path(leg.folder, step).exists()]
     for path in (*own, *([leg.after] if leg.after else [])):
         state = load_checkpoint(path)
-        if state is None or not set(leg.readings) <= set(state["readings"]):
+        if state is None or state["step"] > (missing[0] if missing else leg.until):
             continue
-        if state["step"] <= (missing[0] if missing else leg.until):
+        # A reading that was not there when the state was saved must not have missed anything.
+        done = state["step"] / trajectory.total
+        if all(reading.name in state["readings"] or done <= reading.start for reading in trajectory.readings):
             return state
     if leg.after is not None and not leg.after.exists():
         raise ExperimentError(f"{leg.after} is missing: it is where {leg.name}, seed {leg.seed}, starts from")

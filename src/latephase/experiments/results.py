@@ -189,7 +189,8 @@ def _curve(setting: Setting, method: str) -> dict[str, list[float]]:
     for seed in setting.seeds:
         legs = [leg for leg in setting.legs if leg.seed == seed]
         own = next(leg for leg in legs if leg.outputs and leg.training == training)
-        records = read_records(own.folder / "metrics.jsonl")
+        # A training that was once alone, or forked earlier, has records of its own for what is shared now.
+        records = [r for r in read_records(own.folder / "metrics.jsonl") if r["step"] > own.begin]
         if own.after is not None:
             shared = next(leg for leg in legs if not leg.outputs)
             records = [r for r in read_records(shared.folder / "metrics.jsonl") if r["step"] <= own.begin] + records

@@ -96,16 +96,20 @@ class Batches:
         for number in range(epoch * self.per_epoch, (epoch + 1) * self.per_epoch):
             yield self.at(number)
 
-    def plain(self, images: Images, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+    def plain(self, images: Images, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Other images in their own order, normalised as the training images are, without augmentation.
 
         Args:
             images: Images to evaluate on.
-            batch_size: Images in a minibatch; the last one may be smaller.
+            batch_size: Images in a minibatch, of which the last one may be smaller; None takes as many as keep a CPU's
+                caches or an accelerator busy.
 
         Yields:
             Images and labels, as `at` returns them.
         """
+        if batch_size is None:
+            room = 2 * 2**20 if self.device.type == "cpu" else 64 * 2**20
+            batch_size = min(1000, max(16, room // (4 * images.pixels[0].numel())))
         for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True):
             yield self._normalise(pixels.to(self.device)), labels.to(self.device)
 

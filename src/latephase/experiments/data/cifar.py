@@ -1,10 +1,11 @@
-"""CIFAR-10 and CIFAR-100 as torchvision downloads them."""
+"""CIFAR-10 and CIFAR-100 as torchvision downloads them, or from parquet copies."""
 
 from __future__ import annotations
 
 import torch
 
 from latephase.experiments.config import Data
+from latephase.experiments.data import parquet
 from latephase.experiments.data.images import Images
 from latephase.experiments.errors import ExperimentError
 
@@ -13,7 +14,7 @@ def load_cifar10(data: Data) -> tuple[Images, Images | None]:
     """CIFAR-10 (Krizhevsky, 2009).
 
     Args:
-        data: `train` is the folder to download to, by default `data/`.
+        data: `train` is the folder to download to, by default `data/`; or `train` and `test` are parquet files.
 
     Returns:
         The 50,000 training and the 10,000 test images.
@@ -28,7 +29,7 @@ def load_cifar100(data: Data) -> tuple[Images, Images | None]:
     """CIFAR-100 (Krizhevsky, 2009), with its 100 fine labels.
 
     Args:
-        data: `train` is the folder to download to, by default `data/`.
+        data: `train` is the folder to download to, by default `data/`; or `train` and `test` are parquet files.
 
     Returns:
         The 50,000 training and the 10,000 test images.
@@ -39,7 +40,9 @@ def load_cifar100(data: Data) -> tuple[Images, Images | None]:
     return _load("CIFAR100", data)
 
 
-def _load(name: str, data: Data) -> tuple[Images, Images]:
+def _load(name: str, data: Data) -> tuple[Images, Images | None]:
+    if data.train is not None and data.train.endswith(".parquet"):
+        return parquet.load(data)
     from torchvision import datasets
 
     root = data.train or "data"

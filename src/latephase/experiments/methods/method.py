@@ -90,6 +90,11 @@ class Reading:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
+    @property
+    def start(self) -> float:
+        """Fraction of training before which nothing is looked at."""
+        return 0.0
+
     def after_epoch(self, trajectory: Trajectory, epoch: int) -> None:
         """Look at the trajectory.
 

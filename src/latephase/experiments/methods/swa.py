@@ -31,11 +31,16 @@ class SWA(Reading):
         self._last: dict[str, Tensor] = {}
         self._models = 0
 
+    @property
+    def start(self) -> float:
+        """Where the average begins."""
+        return self.recipe.swa.start
+
     def after_epoch(self, trajectory: Trajectory, epoch: int) -> None:
         """Add the weights once the fraction is passed."""
-        training = self.recipe.training
-        # In whole epochs, so that a fraction such as 0.8 means epochs 161 to 200 of 200 and not 160 to 200.
-        if epoch <= round(self.recipe.swa.start * training.epochs):
+        epochs = self.recipe.training.epochs
+        # A start of 0.8 means epochs 161 to 200 of 200; the last one always counts, however short the training.
+        if epoch <= min(round(self.recipe.swa.start * epochs), epochs - 1):
             return
         self._last = {name: value.detach().clone() for name, value in trajectory.model.state_dict().items()}
         for name, value in self._last.items():

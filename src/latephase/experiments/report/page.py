@@ -88,7 +88,9 @@ def _overview(settings: list[dict[str, Any]]) -> str:
 def _setting(setting: dict[str, Any], i: int, compared: bool) -> str:
     images, batches = setting["images"], setting["minibatches"]
     seeds = len(setting["seeds"])
+    data = setting["recipe"]["data"]
     facts = (
+        f"{escape(data['train'] or data['name'])} · "
         f"{images['train']:,} training, {images['validation']:,} validation and {images['test']:,} test images, "
         f"{images['classes']} classes · {escape(setting['recipe']['model']['name'])} · "
         f"{setting['recipe']['training']['epochs']} epochs, {batches['each_run']:,} minibatches of "
