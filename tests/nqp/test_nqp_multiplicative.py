@@ -247,3 +247,18 @@ def test_bad_places_and_problems():
         nqp.MultiplicativeLatePhase(2, 0.1, 0.1, 1.0, 0.0).landing(SCALAR)
     with pytest.raises(ValueError, match="minibatches = 11 is not a whole number of rounds of 2"):
         late.trajectory(SCALAR, 11)
+
+
+def test_first_round_far_from_the_manifold_is_exact_to_first_order_in_the_noise():
+    """One member, one round, written out; the noise is averaged by Gauss-Hermite quadrature, exact for polynomials."""
+    h, optimum, phi, error, noise = 0.8, 2.0, 1.3, -1.1, 1e-6
+    nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+    theta = (optimum + error) / phi
+    gradient = h * (error + np.sqrt(noise) * nodes)
+    moved = (theta - 0.3 * phi * gradient) * (phi - 0.2 * theta * gradient) - optimum
+    exact = weights @ (0.5 * h * moved**2) / weights.sum()
+    late = nqp.MultiplicativeLatePhase(1, 0.3, 0.2, 1.0, optimum, phi)
+    problem = nqp.Problem([h], noise, initial_mean=error)
+    still = nqp.Problem([h], 0.0, initial_mean=error)
+    calm = late.trajectory(still, 1).loss.average
+    assert late.trajectory(problem, 1).loss.average - calm == pytest.approx(exact - calm, rel=1e-4)
