@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import unknown
 from latephase.experiments.methods.k_batch import KBatch
@@ -84,4 +86,4 @@ def summary_of(name: str, recipe: Recipe) -> str:
     """
     training, reading = parse_method(name)
     text = training.summary if reading is None else f"{training.summary}; {reading.summary}"
-    return text.replace(" K ", f" {recipe.late_phase.members} ")
+    return re.sub(r"\bK\b", str(recipe.late_phase.members), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,31 @@ from latephase.experiments.report.svg import (
 _WIDTH = 4.7  # inches; the page shows two side by side, a phone one
 
 
-def differences_figure(setting: dict[str, Any], name: str) -> str | None:
+def differences_range(settings: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """The range of all intervals, so that several settings can be drawn to one scale.
+
+    Args:
+        settings: Settings of results.json.
+
+    Returns:
+        The two ends, in points; None if there is no interval.
+    """
+    methods = [method["against"] for setting in settings for method in setting["methods"].values()]
+    paired = [against["base"]["accuracy"] for against in methods if "base" in against]
+    ends = [100 * p[end] for p in paired for end in ("low", "high") if p[end] is not None]
+    if not ends:
+        return None
+    room = 0.06 * (max(*ends, 0.0) - min(*ends, 0.0))
+    return min(*ends, 0.0) - room, max(*ends, 0.0) + room
+
+
+def differences_figure(setting: dict[str, Any], name: str, limits: tuple[float, float] | None = None) -> str | None:
     """Each method's paired difference to plain SGD in accuracy, with its 95% interval.
 
     Args:
         setting: A setting of results.json.
         name: Prefix of the figure's ids.
+        limits: Ends of the axis; None fits it to this setting.
 
     Returns:
         The SVG element; None without `base` or with a single seed.
@@ -55,6 +75,8 @@ def differences_figure(setting: dict[str, Any], name: str) -> str | None:
                 color=MUTED,
             )
         _methods_axis(axes, methods)
+        if limits is not None:
+            axes.set_xlim(*limits)
         axes.set_xlabel("accuracy minus plain SGD, points (paired, 95% interval)")
         return inline_svg(figure, name, f"Difference in accuracy to plain SGD by method: {setting['title']}")
 

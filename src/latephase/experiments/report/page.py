@@ -15,6 +15,7 @@ from latephase.experiments.report.figures import (
     agreement_figure,
     curves_figure,
     differences_figure,
+    differences_range,
     reliability_figure,
     scores_figure,
 )
@@ -60,6 +61,7 @@ def render(results: dict[str, Any]) -> str:
     parts = [f"<h1>{escape(title)}</h1>", f"<p class=facts>{_facts(results)}</p>"]
     if len(settings) > 1:
         parts.append(_overview(settings))
+    parts.append(_methods(settings))
     parts += [_setting(setting, i, compared) for i, setting in enumerate(settings)]
     parts.append(_provenance(results))
     return (
@@ -79,8 +81,11 @@ def _facts(results: dict[str, Any]) -> str:
 def _overview(settings: list[dict[str, Any]]) -> str:
     """The settings side by side, each with its sentence."""
     cards = []
+    limits = differences_range(settings)
     for i, setting in enumerate(settings):
-        figure = differences_figure(setting, f"overview{i}") or scores_figure(setting, "accuracy", f"overview{i}")
+        figure = differences_figure(setting, f"overview{i}", limits) or scores_figure(
+            setting, "accuracy", f"overview{i}"
+        )
         cards.append(_card(setting["title"], figure, headline(setting)))
     return f"<div class=grid>{''.join(cards)}</div>"
 
@@ -107,7 +112,6 @@ def _setting(setting: dict[str, Any], i: int, compared: bool) -> str:
         ("Scores on the validation images", validation_table(setting)),
         ("Every run", seeds_table(setting)),
         ("What it cost", _cost_note(setting) + cost_table(setting)),
-        ("The methods", _methods(setting)),
         ("The recipe", f"<pre>{escape(yaml.safe_dump(setting['recipe'], sort_keys=False))}</pre>"),
     ]
     return "\n".join(
@@ -169,9 +173,16 @@ def _card(title: str, figure: str, caption: str) -> str:
     return f"<figure><h3>{escape(title)}</h3>{figure}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _methods(setting: dict[str, Any]) -> str:
-    rows = "".join(f"<dt>{escape(m['label'])}</dt><dd>{escape(m['summary'])}</dd>" for m in setting["methods"].values())
-    return f"<dl>{rows}</dl>"
+def _methods(settings: list[dict[str, Any]]) -> str:
+    """What is compared, in a line for each method; the settings may differ in theirs and in K."""
+    lines = {m["label"]: m["summary"] for setting in settings for m in setting["methods"].values()}
+    rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(summary)}</dd>" for label, summary in lines.items())
+    if len(lines) == 1:
+        return f"<dl>{rows}</dl>"
+    return (
+        "<h3>What is compared</h3><p>With the same seed all methods see the same minibatches, and equally many: a "
+        f"round of K members counts as K.</p><dl>{rows}</dl>"
+    )
 
 
 def _cost_note(setting: dict[str, Any]) -> str:

@@ -30,18 +30,26 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     for setting in results["settings"]:
         seeds = len(setting["seeds"])
         console.print()
-        console.print(Text(setting["title"], style="bold"), Text(f" ({seeds} seed{'s' if seeds > 1 else ''})"), end="")
+        console.print(Text(setting["title"], style="bold"), Text(f"({seeds} seed{'s' if seeds > 1 else ''})"), end="")
         console.print()
         for table in _tables(setting, wide=console.width >= 116):
             console.print(table)
         if results["kind"] == "compare":
-            console.print(Text(" ".join([headline(setting), *findings(setting)])))
+            console.print(_said(setting))
     console.print()
     legs = results["legs"]
     if not legs["trained_now"]:
         console.print("Everything was trained before; remove the folder to train it again.")
     console.print(Text(f"{duration(results['seconds'])} on {results['device']}"))
     console.print(Text(f"report: {folder / 'report.html'}", style="bold"), soft_wrap=True)
+
+
+def _said(setting: dict[str, Any]) -> Table:
+    """What the numbers say, a sentence in a row."""
+    said = Table.grid(padding=(0, 1))
+    for sentence in (headline(setting), *findings(setting)):
+        said.add_row("\u2022", Text(sentence))
+    return said
 
 
 def _tables(setting: dict[str, Any], wide: bool) -> list[Table]:
