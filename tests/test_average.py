@@ -150,6 +150,24 @@ def test_predict_stacks_the_members_outputs_in_eval_mode(case: Case) -> None:
     torch.testing.assert_close(outputs, expected, rtol=1e-11, atol=1e-11)
 
 
+def test_the_fold_of_a_batchnorm_without_a_shift() -> None:
+    """What a shift would take up goes into the running mean."""
+    model = nn.Sequential(nn.BatchNorm1d(5, bias=False), nn.Linear(5, 2)).double()
+    late = latephase.LatePhase(model, members=3)
+    optimizer = late.optimizer(torch.optim.SGD(model.parameters(), lr=0.3))
+    late.start()
+    for index in range(6):
+        optimizer.zero_grad()
+        model(torch.randn(4, 5, dtype=torch.float64) + index).square().mean().backward()
+        optimizer.step()
+    model.eval()
+    probe, outputs = torch.randn(7, 5, dtype=torch.float64), []
+    for k in range(3):
+        with late.member(k):
+            outputs.append(model[0](probe).detach())
+    torch.testing.assert_close(model[0](probe).detach(), torch.stack(outputs).mean(0), rtol=0, atol=1e-12)
+
+
 def test_predict_takes_any_arguments_and_returns_any_tree() -> None:
     class Tree(nn.Module):
         def __init__(self) -> None:

@@ -22,7 +22,7 @@ def another_order(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_all_but_one(patch: pytest.MonkeyPatch) -> None:
     """The second member's base gradients are not added to the first's."""
-    patch.setattr(steps, "_add", lambda sums, gradients: None)
+    patch.setattr(steps, "add", lambda sums, gradients: None)
 
 
 def forgets_the_last(patch: pytest.MonkeyPatch) -> None:
@@ -41,10 +41,10 @@ def counts_twice(patch: pytest.MonkeyPatch) -> None:
     """A round's sum is carried on into the next round."""
     original = rounds.Rounds.stepped
 
-    def keeps(self, part):
+    def keeps(self, part, **facts):
         part.sums = dict(part.kept) if hasattr(part, "kept") and not part.sums else part.sums
         part.kept = {p: total.clone() for p, total in part.sums.items()}
-        original(self, part)
+        original(self, part, **facts)
 
     patch.setattr(rounds.Rounds, "stepped", keeps)
 

@@ -132,8 +132,8 @@ class Reference:
         for parameter in parameters:
             parameter.grad = None
         for loss in losses:
-            loss(model).backward()  # type: ignore[no-untyped-call]
-        if not all(p.grad.isfinite().all() for p in parameters if p.grad is not None):
+            loss(model).backward()
+        if not all(p.grad.to_dense().isfinite().all() for p in parameters if p.grad is not None):
             return False
         if clip is not None:
             clip(parameters)
@@ -191,7 +191,7 @@ class Reference:
     def average(self) -> nn.Module:
         r"""The K members averaged into one model, a new deep copy.
 
-        Late weights: the mean in float64, rounded once. A batch normalization with late affine weights: with
+        Late weights: the mean in float64, rounded once. A batch normalization whose scale is late: with
         :math:`s_k = \gamma_k / \sqrt{v_k + \epsilon}`, :math:`\mu` and :math:`v` the means of the members'
         running means and variances,
 
@@ -199,8 +199,8 @@ class Reference:
             \gamma = \overline{s} \sqrt{v + \epsilon}, \qquad
             \beta = \overline{\beta_k - s_k \mu_k} + \overline{s} \mu,
 
-        which gives exactly the mean of the K layers' outputs. Where the affine weights are shared or absent
-        the statistics take it up, with :math:`s_k = 1 / \sqrt{v_k + \epsilon}`:
+        which gives exactly the mean of the K layers' outputs. Where the scale is shared or absent the
+        statistics take it up, with :math:`s_k = 1 / \sqrt{v_k + \epsilon}`:
         :math:`v = 1 / \overline{s}^2 - \epsilon`, :math:`\mu = \overline{s_k \mu_k} / \overline{s}`.
 
         Returns:
@@ -214,8 +214,8 @@ class Reference:
         late = {average.get_parameter(name) for name in self.late}
         for name, layer in average.named_modules():
             if isinstance(layer, _NormBase) and layer.running_mean is not None:
-                own = any(parameter in late for parameter in layer.parameters(recurse=False))
-                _fold(layer, [member.get_submodule(name) for member in self.members], into_affine=own)
+                copies = [member.get_submodule(name) for member in self.members]
+                _fold(layer, copies, into_affine=layer.weight in late)
         return average
 
 
