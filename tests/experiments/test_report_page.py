@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from experiment_helpers import tiny_recipe
 
-from latephase.experiments.report import render
 from latephase.experiments.report.numbers import difference, duration, mean, number, resolved
+from latephase.experiments.report.page import render
 from latephase.experiments.report.sentences import caution, findings, headline
 from latephase.experiments.study import compare, train
 

@@ -39,6 +39,7 @@ class StudyProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             console=console,
+            refresh_per_second=4,
             disable=not console.is_terminal or not missing,
         )
         self._task_of: dict[int, TaskID] = {}

@@ -100,7 +100,6 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 def _gather_setting(setting: Setting) -> dict[str, Any]:
     runs = {method: [_run(setting, method, seed) for seed in setting.seeds] for method in setting.methods}
-
     shared = sum(leg.until for leg in setting.legs if not leg.outputs)
     own = sum(leg.until - leg.begin for leg in setting.legs if leg.outputs)
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latephase.experiments.config import Recipe
-from latephase.experiments.data import Split, load_images, load_split
+from latephase.experiments.data import Split, load_images, load_split, minibatches_per_epoch, source_of
 from latephase.experiments.device import pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.legs import is_done
@@ -84,11 +84,7 @@ def _setting(name: str, recipe: Recipe, methods: Sequence[str], seeds: Sequence[
     split = load_split(recipe.data, seeds[0])
     channels, _, size = split.train.pixels.shape[1:]
     build_model(recipe.model, classes=len(split.train.classes), channels=channels, size=size, seed=0)
-    total = recipe.training.epochs * (len(split.train) // recipe.training.batch_size)
-    if not total:
-        raise ExperimentError(
-            f"training.batch_size = {recipe.training.batch_size} is more than the {len(split.train)} images to train on"
-        )
+    total = recipe.training.epochs * minibatches_per_epoch(split.train, recipe.training.batch_size)
     legs = [leg for seed in seeds for leg in plan_seed(recipe, methods, seed, total, folder / f"seed-{seed}")]
     return Setting(name, recipe, tuple(methods), tuple(seeds), folder, legs, total, _sizes(split))
 
@@ -102,7 +98,7 @@ def _carry_out(
     compute = settings[0].recipe.compute
     device = pick_device(compute.device)
     workers = workers or default_workers(compute, device.type)
-    sources = {setting.recipe.data.name: setting.recipe.data for setting in settings}.values()
+    sources = {source_of(setting.recipe.data) for setting in settings}
     with StudyProgress(settings, legs, missing) as progress:
         if missing:
             run_legs(missing, workers, [(data, load_images(data)) for data in sources], progress.advance)
@@ -115,7 +111,7 @@ def _carry_out(
         seconds=time.perf_counter() - begun,
     )
     write_results(folder / "results.json", results)
-    from latephase.experiments.report import write_report  # matplotlib takes its time to import
+    from latephase.experiments.report.page import write_report  # matplotlib takes its time to import
 
     write_report(folder / "results.json", folder / "report.html")
     return results

@@ -5,12 +5,22 @@ from __future__ import annotations
 import importlib
 
 from latephase.experiments.config import Data
-from latephase.experiments.data.batches import Batches
+from latephase.experiments.data.batches import Batches, minibatches_per_epoch
 from latephase.experiments.data.images import Images
 from latephase.experiments.data.split import Split, split_images
 from latephase.experiments.errors import unknown
 
-__all__ = ["SOURCES", "Batches", "Images", "Split", "hand_over", "load_images", "load_split"]
+__all__ = [
+    "SOURCES",
+    "Batches",
+    "Images",
+    "Split",
+    "hand_over",
+    "load_images",
+    "load_split",
+    "minibatches_per_epoch",
+    "source_of",
+]
 
 #: Every source by its name, and the function that reads it; its module is imported only when it is asked for.
 SOURCES = {
@@ -38,7 +48,7 @@ def load_images(data: Data) -> tuple[Images, Images | None]:
     Raises:
         ExperimentError: If the source is unknown, or its files are not what they should be.
     """
-    source = _source(data)
+    source = source_of(data)
     if source not in _read:
         if data.name not in SOURCES:
             raise unknown("data set", data.name, SOURCES)
@@ -55,7 +65,7 @@ def hand_over(data: Data, images: tuple[Images, Images | None]) -> None:
         data: Source and files.
         images: What `load_images` returned in another process.
     """
-    _read[_source(data)] = images
+    _read[source_of(data)] = images
 
 
 def load_split(data: Data, seed: int) -> Split:
@@ -75,5 +85,13 @@ def load_split(data: Data, seed: int) -> Split:
     return split_images(images, test, data, seed if data.split_seed is None else data.split_seed)
 
 
-def _source(data: Data) -> Data:
+def source_of(data: Data) -> Data:
+    """What of a recipe's data says where the images come from.
+
+    Args:
+        data: Source, files, split and augmentation.
+
+    Returns:
+        The same for all settings that read the same images.
+    """
     return Data(name=data.name, train=data.train, test=data.test, image_size=data.image_size)

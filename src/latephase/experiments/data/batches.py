@@ -16,6 +16,24 @@ from latephase.experiments.errors import ExperimentError
 _BLOCK_BYTES = 16 * 2**20
 
 
+def minibatches_per_epoch(images: Images, batch_size: int) -> int:
+    """The number of full minibatches in one pass over the images.
+
+    Args:
+        images: The training images.
+        batch_size: Images in a minibatch.
+
+    Returns:
+        The number, at least 1.
+
+    Raises:
+        ExperimentError: If there are fewer images than one minibatch takes.
+    """
+    if batch_size > len(images):
+        raise ExperimentError(f"training.batch_size = {batch_size} is more than the {len(images)} images to train on")
+    return len(images) // batch_size
+
+
 class Batches:
     """The endless sequence of training minibatches of one seed.
 
@@ -45,11 +63,7 @@ class Batches:
         *,
         channels_last: bool = False,
     ) -> None:
-        self.per_epoch = len(images) // batch_size
-        if not self.per_epoch:
-            raise ExperimentError(
-                f"training.batch_size = {batch_size} is more than the {len(images)} images to train on"
-            )
+        self.per_epoch = minibatches_per_epoch(images, batch_size)
         self.batch_size = batch_size
         self.device = device
         self.format = torch.channels_last if channels_last else torch.contiguous_format
