@@ -110,12 +110,12 @@ class AveragedState(_Hook):
 class Loaded(_Hook):
     """Load hook of the model: tells the phase that other weights are in it now."""
 
-    def __init__(self, loaded: Callable[[], None]) -> None:
+    def __init__(self, loaded: Callable[[list[str]], None]) -> None:
         self.loaded = loaded
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, _: nn.Module, incompatible: Any) -> None:
         """Pass it on."""
-        self.loaded()
+        self.loaded(incompatible.missing_keys)
 
 
 class BackwardGuard(_Hook):
@@ -142,6 +142,7 @@ class BackwardGuard(_Hook):
                     "backward() of a forward pass whose member is no longer in the model: call it before "
                     "optimizer.step(), eval(), or the end of late.member(k) brings in other weights"
                 )
+            self.members.graded = self.members.content
 
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf.requires_grad:

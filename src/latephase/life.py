@@ -74,6 +74,8 @@ class Life:
             raise LatePhaseError(f"start() of a phase that is {self.phase}; it starts once, and a new phase anew")
         if self.rounds.in_place and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise LatePhaseError("accumulate='in_place' works in one process; use accumulate='copy' with several ranks")
+        self.sites.renew(self.model, self.installations)
+        self.rounds.check_held()
         self.rounds.ranks.share_first(list(self.sites.statistics.values()))
         members = Members(self.sites, self.count)
         if self.noise:
@@ -106,10 +108,16 @@ class Life:
             averages = self.stage.members.average(fold)
             self.stage.members.show(AVERAGE)
             self.stage.members.put(averages)
+        try:
+            before = apply(self.model, check) if check is not None else None
+        except BaseException:
+            if self.stage is not None:
+                self.stage.members.bring(self.stage.wanted())
+            raise
+        if self.stage is not None:
             self.control.remove()
             if self.rounds.ranks.spread:
                 self.unsynced.undo()
-        before = apply(self.model, check) if check is not None else None
         self.rounds.release()
         for handle in self.handles:
             handle.remove()
@@ -165,6 +173,8 @@ class Life:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["phase"] == "late" and self.stage is None:
+            self.sites.renew(self.model, self.installations)
+            self.rounds.check_held()
             self._enter(Members(self.sites, self.count))
         members = self.stage.members if self.stage is not None else None
         checkpoint.restore(state, self.installations, members, self.rounds, self.generator)
@@ -175,7 +185,7 @@ class Life:
         if self.rounds.resumed is not None:
             self._restore(self.rounds.resumed)
 
-    def _loaded(self) -> None:
+    def _loaded(self, missing: list[str]) -> None:
         if self.stage is not None:
-            self.stage.members.replace()
+            self.stage.members.replace(missing)
         self.again()

@@ -1,12 +1,13 @@
 """The members: their values parked in stacks, one of them (or their average) in the model's own tensors."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from .averaging import NormFold, exact_mean, rounded, wide
+from .errors import LatePhaseError
 from .families import Installation
 from .families._family import AverageRule
 from .statistics import layers_with_statistics, statistics_of
@@ -60,6 +61,22 @@ class Sites:
             sites.rules.append((fold.reads(), fold))
         return sites
 
+    def renew(self, model: nn.Module, installations: Iterable[Installation]) -> None:
+        """Find the running statistics anew: moving a model replaces its buffers.
+
+        Raises:
+            LatePhaseError: a late-phase weight is no longer in the model.
+        """
+        present = set(model.parameters())
+        gone = [name for name, parameter in self.weights.items() if parameter not in present]
+        if gone:
+            raise LatePhaseError(
+                f"{', '.join(gone[:5])}: no longer in the model, whose layers were replaced after LatePhase was "
+                "attached; attach it to the model as it is now"
+            )
+        fresh = Sites.of(model, installations)
+        self.statistics, self.shared, self.rules = fresh.statistics, fresh.shared, fresh.rules
+
     def own(self) -> dict[str, Tensor]:
         """What every member has for itself: weights, then statistics."""
         return {**self.weights, **self.statistics}
@@ -98,6 +115,8 @@ class Members:
         self.sites = sites
         self.count = count
         self.content = 0
+        self.graded: int | None = None
+        """What was in the model at the last backward."""
         self.version = 0
         """Grows whenever other values come into the model, so that a stale graph can be told."""
         self.names = list(sites.own())
@@ -120,9 +139,18 @@ class Members:
         """Forget the cached average: a member has other values now."""
         self._average = None
 
+    def _check_place(self) -> None:
+        for (name, weight), live in zip(self.sites.weights.items(), self.live, strict=False):
+            if weight.data_ptr() != live.data_ptr():
+                raise LatePhaseError(
+                    f"{name!r} was moved or cast (to {weight.dtype} on {weight.device}) after start(); call model.to() "
+                    "before start(), or save and resume"
+                )
+
     @torch.no_grad()
     def park(self) -> None:
         """Write the values of the member in the model to its row of the stacks."""
+        self._check_place()
         if self.content != AVERAGE:
             _Swap.copy(self._rows[self.content], self._live)
             if self._versions() != self._seen:
@@ -174,11 +202,19 @@ class Members:
                 stack.copy_(stack.to(precise) + scale * drawn)
         self.changed()
 
-    def replace(self) -> None:
-        """Give every member the values that are in the model: somebody loaded other weights into it."""
+    def replace(self, missing: Collection[str]) -> None:
+        """Give every member the values that somebody has loaded into the model.
+
+        Args:
+            missing: keys that were not loaded, each perhaps with a prefix.
+        """
+        versions = self._versions()
         with torch.no_grad():
-            for stack, tensor in zip(self.stacks, self.live, strict=True):
-                stack.copy_(tensor.unsqueeze(0))
+            for name, stack, tensor, now, then in zip(
+                self.names, self.stacks, self.live, versions, self._seen, strict=False
+            ):
+                if now != then and not any(key == name or key.endswith(f".{name}") for key in missing):
+                    stack.copy_(tensor.unsqueeze(0))
             if self.content == AVERAGE:
                 self._kept = [tensor.clone() for tensor in self.shared]
         self.changed()

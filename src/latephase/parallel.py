@@ -109,7 +109,7 @@ class ParallelPass:
     def __init__(self, stacks: Stacks, factor: float) -> None:
         self.stacks, self.factor = stacks, factor
         self.has_gradients = False
-        self._marks: dict[str, tuple[Tensor, int]] = {}
+        self._marks: dict[str, tuple[Tensor, Tensor]] = {}
         for leaf in stacks.weights.values():
             leaf.grad = None
         self._handles = [
@@ -124,7 +124,7 @@ class ParallelPass:
         def mark(leaf: Tensor) -> None:
             assert leaf.grad is not None
             shown = leaf.grad[self.stacks.members.content].clone()
-            self._marks[name] = shown, shown._version
+            self._marks[name] = shown, shown.clone()
             self.stacks.live[name].grad = shown
             self.has_gradients = True
 
@@ -146,7 +146,10 @@ class ParallelPass:
         names = {live: name for name, live in self.stacks.live.items()}
         marks = [(p, *self._marks[names[p]]) for p in steps.late if names[p] in self._marks]
         scaled = getattr(steps.optimizer, "grad_scale", None) is not None
-        if scaled or any(p.grad is not shown or shown._version != version for p, shown, version in marks):
+        if scaled or any(
+            p.grad is not shown or not torch.allclose(shown, kept, rtol=0.0, atol=0.0, equal_nan=True)
+            for p, shown, kept in marks
+        ):
             raise LatePhaseError(
                 "parallel: gradients were changed between backward and step (by a GradScaler, clipping, or zeroing in "
                 "place), which would reach one member only; use bfloat16 without a scaler, or the loop"

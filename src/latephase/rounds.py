@@ -99,11 +99,11 @@ class Rounds:
             steps.come_to_life(self.members.count, self.copy_state, self.member)
         return steps
 
-    def come_to_life(self, members: Members) -> None:
-        """Give the members their optimizer states; from here on steps are turns.
+    def check_held(self) -> None:
+        """Refuse to start where a trainable late-phase weight is in none of the optimizers.
 
         Raises:
-            LatePhaseError: a trainable late-phase weight is in none of the optimizers.
+            LatePhaseError: that, with the names.
         """
         held = {p for steps in self.steps for p in steps.late}
         missing = [name for name, p in self.late.items() if p.requires_grad and p not in held]
@@ -113,9 +113,26 @@ class Rounds:
                 + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
                 + "; call late.optimizer(...) for each optimizer, or set requires_grad=False on frozen weights"
             )
+
+    def come_to_life(self, members: Members) -> None:
+        """Give the members their optimizer states; from here on steps are turns."""
         self.members, self.turn, self.completed = members, 0, 0
         for steps in self.steps:
             steps.come_to_life(members.count, self.copy_state, self.member)
+
+    def check_gradients(self) -> None:
+        """Refuse gradients that came from another member.
+
+        Raises:
+            LatePhaseError: the last backward was of a member that a context had pinned.
+        """
+        assert self.members is not None
+        graded, self.members.graded = self.members.graded, None
+        if graded not in (None, AVERAGE, self.member) and self.parallel is None:
+            raise LatePhaseError(
+                f"optimizer.step() with gradients of member {graded}, in the turn of member {self.member}; a backward "
+                "inside late.member(k) is for looking at gradients: zero_grad() and a backward of the turn come next"
+            )
 
     def check_step(self, steps: Steps) -> None:
         """Refuse a step that would update the wrong values.

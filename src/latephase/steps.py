@@ -39,6 +39,9 @@ class Turns(Protocol):
     def several(self) -> bool:
         """Whether a turn waits for more than one optimizer."""
 
+    def check_gradients(self) -> None:
+        """Raise where the gradients are another member's."""
+
     def check_step(self, steps: "Steps") -> None:
         """Raise where a step cannot be right now."""
 
@@ -193,6 +196,7 @@ class Steps:
             self._idle = not (self.turns.several and self.turns.last and self.sums and not self.done)
             if self._idle:
                 return
+        self.turns.check_gradients()
         found = getattr(self.optimizer, "found_inf", None)
         if found is not None and float(found) > 0:
             # A fused optimizer skips this step by itself, but not without making states, of whatever was in memory.
