@@ -107,6 +107,17 @@ class AveragedState(_Hook):
                 state[prefix + own] = averages[name].clone()
 
 
+class Loading(_Hook):
+    """Load hook of the model: tells the phase that other weights are about to come."""
+
+    def __init__(self, loading: Callable[[], None]) -> None:
+        self.loading = loading
+
+    def __call__(self, *_: Any) -> None:
+        """Pass it on."""
+        self.loading()
+
+
 class Loaded(_Hook):
     """Load hook of the model: tells the phase that other weights are in it now."""
 

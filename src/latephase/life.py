@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoint
-from .control import Control, Loaded
+from .control import Control, Loaded, Loading
 from .distributed import Unsynced
 from .errors import LatePhaseError
 from .families import Installation
@@ -49,7 +49,10 @@ class Life:
         self.noise, self.generator = noise, generator
         self.phase = "attached"
         self.stage: Stage | None = None
-        self.handles: list[Any] = [model.register_load_state_dict_post_hook(Loaded(self._loaded))]
+        self.handles: list[Any] = [
+            model.register_load_state_dict_pre_hook(Loading(self._loading)),
+            model.register_load_state_dict_post_hook(Loaded(self._loaded)),
+        ]
 
     def alive(self, call: str) -> None:
         """Refuse a call after the collapse."""
@@ -184,6 +187,10 @@ class Life:
         """Restore once more: the model or an optimizer has just loaded its own state over what was resumed."""
         if self.rounds.resumed is not None:
             self._restore(self.rounds.resumed)
+
+    def _loading(self) -> None:
+        if self.stage is not None:
+            self.stage.members.park()
 
     def _loaded(self, missing: list[str]) -> None:
         if self.stage is not None:

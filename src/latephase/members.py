@@ -180,6 +180,9 @@ class Members:
         """Bring a member or the average into the model, after parking what was there."""
         if content != self.content:
             self.park()
+            if self.content != AVERAGE:
+                # What was written to `.data` has left no trace but the values themselves.
+                self.changed()
             self.bring(content)
 
     @torch.no_grad()
@@ -203,17 +206,16 @@ class Members:
         self.changed()
 
     def replace(self, missing: Collection[str]) -> None:
-        """Give every member the values that somebody has loaded into the model.
+        """Give every member the values that somebody has loaded into the model; `park` came before that.
 
         Args:
             missing: keys that were not loaded, each perhaps with a prefix.
         """
-        versions = self._versions()
+        before = self._averages() if self.content == AVERAGE else [stack[self.content] for stack in self.stacks]
         with torch.no_grad():
-            for name, stack, tensor, now, then in zip(
-                self.names, self.stacks, self.live, versions, self._seen, strict=False
-            ):
-                if now != then and not any(key == name or key.endswith(f".{name}") for key in missing):
+            for name, stack, tensor, old in zip(self.names, self.stacks, self.live, before, strict=False):
+                absent = any(key == name or key.endswith(f".{name}") for key in missing)
+                if not absent and not torch.equal(tensor, old):
                     stack.copy_(tensor.unsqueeze(0))
             if self.content == AVERAGE:
                 self._kept = [tensor.clone() for tensor in self.shared]
