@@ -79,7 +79,7 @@ def test_trace_and_eigenvalues_against_the_dense_hessian(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_products_against_finite_differences_of_the_gradient(name):
-    """Through LayerNorm too, where torch's forward-over-reverse derivative is wrong."""
+    """Through LayerNorm too, where torch's jvp of jacrev is wrong."""
     model, data = make(name)
     model.eval()
     parameters = list(model.parameters())
