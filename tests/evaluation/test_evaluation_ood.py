@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from latephase import LatePhaseValueError
 from latephase.evaluation import NoiseImages, collect_uncertainties, detect, detect_all, uncertainties
+from latephase.evaluation.ood import _delong
 
 
 def softmax(z):
@@ -92,15 +93,17 @@ def test_detection_against_scikit_learns_curves():
     assert found.auroc == pytest.approx(np.trapezoid(tpr, fpr))
 
 
-def test_standard_error_of_auroc_is_the_spread_over_data_sets():
+def test_standard_error_of_auroc_is_that_of_its_placements_and_the_spread_over_data_sets():
     rng = np.random.default_rng(0)
-    found = [
-        detect(torch.from_numpy(rng.normal(size=80)), torch.from_numpy(rng.normal(loc=0.8, size=60)))
-        for _ in range(150)
-    ]
-    spread = np.std([f.auroc for f in found])
-    claimed = np.mean([f.auroc_standard_error for f in found])
-    assert claimed == pytest.approx(spread, rel=0.15)
+    draws = [(rng.normal(size=80), rng.normal(loc=0.8, size=60)) for _ in range(300)]
+    wins = [(b[:, None] > a).mean() for a, b in draws]
+    claimed = [_delong(a, b) for a, b in draws]
+    assert np.mean(claimed) == pytest.approx(np.std(wins), rel=0.1)
+    a, b = (np.round(values, 1) for values in draws[0])  # with ties
+    above = (b[:, None] > a) + 0.5 * (b[:, None] == a)
+    variance = above.mean(0).var(ddof=1) / len(a) + above.mean(1).var(ddof=1) / len(b)
+    found = detect(torch.from_numpy(a), torch.from_numpy(b))
+    assert found.auroc_standard_error == pytest.approx(variance**0.5)
     assert detect(torch.zeros(1), torch.ones(5)).auroc_standard_error is None
 
 

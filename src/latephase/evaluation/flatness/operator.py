@@ -35,8 +35,8 @@ def hessian_operator(
     """The Hessian of the mean loss over all samples, in the order of the given parameters.
 
     curvlinops adds up minibatches and converts between vectors and lists of tensors; the products of a minibatch are
-    taken by double backward instead of its `jvp` of `jacrev`, which torch 2.15 computes wrongly, and without a word, for
-    `layer_norm`: the Hessian is not even symmetric (pytorch/pytorch#196700 is a relative).
+    taken by double backward instead of its `jvp` of `jacrev`, which torch 2.15 computes wrongly, and without a word,
+    for `layer_norm`: the Hessian is not even symmetric (pytorch/pytorch#196700 is a relative).
 
     Args:
         model: In eval mode, so that the loss is a sum over samples.
