@@ -114,6 +114,56 @@ class SWA:
 
 
 @dataclass(frozen=True)
+class EMA:
+    """Exponential moving average of the weights.
+
+    Attributes:
+        decay: What the average keeps of itself at each minibatch.
+        every: Minibatches between two updates, each with the decay of all of them.
+    """
+
+    decay: float = 0.999
+    every: int = 10
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """Lookahead: slow weights that follow the fast ones.
+
+    Attributes:
+        every: Minibatches between two steps of the slow weights.
+        rate: Fraction of the way to the fast weights that they go.
+    """
+
+    every: int = 5
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout, in training or also in use.
+
+    Attributes:
+        rate: Probability that a value is dropped.
+        passes: Forward passes that MC-dropout averages.
+    """
+
+    rate: float = 0.1
+    passes: int = 32
+
+
+@dataclass(frozen=True)
+class DeepEnsemble:
+    """Networks trained apart.
+
+    Attributes:
+        networks: How many.
+    """
+
+    networks: int = 10
+
+
+@dataclass(frozen=True)
 class Compute:
     """Where and how the arithmetic is done.
 
@@ -147,6 +197,10 @@ class Recipe:
         training: Optimizer, learning rate and length.
         late_phase: Late-phase weights and their controls.
         swa: Stochastic weight averaging.
+        ema: Exponential moving average of the weights.
+        lookahead: Lookahead.
+        dropout: Dropout and MC-dropout.
+        deep_ensemble: Networks trained apart.
         compute: Device, precision and threads.
         evaluate_every: Epochs between two points of the learning curves.
         checkpoint_minutes: Minutes between two checkpoints.
@@ -162,6 +216,10 @@ class Recipe:
     training: Training = field(default_factory=Training)
     late_phase: LatePhase = field(default_factory=LatePhase)
     swa: SWA = field(default_factory=SWA)
+    ema: EMA = field(default_factory=EMA)
+    lookahead: Lookahead = field(default_factory=Lookahead)
+    dropout: Dropout = field(default_factory=Dropout)
+    deep_ensemble: DeepEnsemble = field(default_factory=DeepEnsemble)
     compute: Compute = field(default_factory=Compute)
     evaluate_every: int = 1
     checkpoint_minutes: float = 5.0

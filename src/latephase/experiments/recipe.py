@@ -210,8 +210,9 @@ def _check(recipe: Recipe) -> None:
 
     for key in ("training.epochs", "training.batch_size", "late_phase.members", "seeds", "evaluate_every"):
         need(key, flat[key] >= 1, "a whole number from 1")
-    for key in ("compute.threads", "model.width", "model.depth"):
+    for key in ("compute.threads", "model.width", "model.depth", "ema.every", "lookahead.every", "dropout.passes"):
         need(key, flat[key] >= 1, "a whole number from 1")
+    need("deep_ensemble.networks", recipe.deep_ensemble.networks >= 2, "a whole number from 2")
     for key in ("data.subset", "data.test_images", "data.image_size"):
         need(key, flat[key] is None or flat[key] >= 1, "null or a whole number from 1")
     for key in ("data.validation", "data.crop_padding", "seed"):
@@ -219,6 +220,9 @@ def _check(recipe: Recipe) -> None:
     fractions = ("training.constant_until", "training.linear_until", "late_phase.start", "swa.start")
     for key in (*fractions, "data.label_noise"):
         need(key, 0 <= flat[key] <= 1, "a fraction from 0 to 1")
+    for key in ("ema.decay", "dropout.rate"):
+        need(key, 0 <= flat[key] < 1, "a fraction from 0 to below 1")
+    need("lookahead.rate", 0 < recipe.lookahead.rate <= 1, "a fraction above 0, at most 1")
     need("swa.start", recipe.swa.start < 1, "a fraction below 1, for there would be nothing to average")
     need(
         "training.linear_until",
