@@ -6,10 +6,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import latephase
 from cases import Case, run
-from latephase.evaluation import compare_average, evaluate_members, evaluate_model, member_states
+from latephase.errors import LatePhaseValueError
+from latephase.evaluation import Metrics, compare_average, evaluate_members, evaluate_model, member_states
 
 CASES = [
     Case(model=model, family=family)
@@ -141,3 +143,42 @@ def test_comparison_refuses_bad_data():
     with pytest.raises(latephase.LatePhaseValueError, match="the model has 3 classes"):
         compare_average(late, [(x, y + 3)])
     assert model.training
+
+
+def test_layers_that_a_user_froze_stay_frozen_after_an_evaluation():
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    model[1].eval()
+    evaluate_model(model, [(torch.randn(6, 5), torch.randint(4, (6,)))])
+    assert [m.training for m in model] == [True, False, True, True]
+    assert model.training
+    with pytest.raises(RuntimeError, match="mat1"):
+        evaluate_model(model, [(torch.randn(6, 3), torch.randint(4, (6,)))])
+    assert [m.training for m in model] == [True, False, True, True]
+
+
+def test_a_member_is_back_in_the_model_after_an_evaluation_of_the_average():
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    late = latephase.LatePhase(model, members=2, noise=0.5)
+    late.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    late.start()
+    before = model[1].weight.detach().clone()
+    evaluate_model(model, [(torch.randn(6, 5), torch.randint(4, (6,)))])
+    assert torch.equal(model[1].weight, before)
+    assert model.training
+
+
+def test_labels_that_do_not_fit_and_empty_data_are_refused():
+    model = nn.Sequential(nn.Linear(5, 4))
+    late = latephase.LatePhase(model, members=2, weights=["head"])
+    late.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    late.start()
+    wrong = [(torch.randn(3, 5), torch.tensor([0, 1, 4]))]
+    with pytest.raises(LatePhaseValueError, match="labels from 0 to 4, but the model has 4 classes"):
+        evaluate_model(model, wrong)
+    with pytest.raises(LatePhaseValueError, match="labels from 0 to 4, but the model has 4 classes"):
+        evaluate_members(late, wrong)
+    with pytest.raises(LatePhaseValueError, match="Metrics: labels from 0 to 2"):
+        Metrics().update(torch.zeros(2, 2), torch.tensor([0, 2]))
+    for score, what in ((evaluate_model, model), (evaluate_members, late)):
+        with pytest.raises(LatePhaseValueError, match="no samples"):
+            score(what, [])

@@ -3,7 +3,13 @@
 Packages of their own, which import what they need: `latephase.evaluation.corruptions`, `.flatness`, `.landscape`.
 """
 
-from latephase.evaluation.calibration import ReliabilityBin, Temperature, fit_temperature, reliability_bins
+from latephase.evaluation.calibration import (
+    ReliabilityBin,
+    Temperature,
+    bins_of_sums,
+    fit_temperature,
+    reliability_bins,
+)
 from latephase.evaluation.members import AverageAgainstEnsemble, compare_average, member_states
 from latephase.evaluation.metrics import Metrics
 from latephase.evaluation.noise import NoiseImages
@@ -20,6 +26,7 @@ __all__ = [
     "RiskCoverage",
     "RiskCoverageCurve",
     "Temperature",
+    "bins_of_sums",
     "collect_uncertainties",
     "compare_average",
     "detect",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -191,9 +191,29 @@ def reliability_bins(metrics: Metrics) -> tuple[ReliabilityBin, ...]:
     """
     if not metrics.samples:
         raise LatePhaseValueError("reliability_bins: no predictions were added to these metrics")
-    sums = metrics.reliability()
-    rows = zip(sums["count"], sums["confidence"], sums["correct"], strict=True)
-    return tuple(_bin(i / metrics.bins, (i + 1) / metrics.bins, *row) for i, row in enumerate(rows))
+    return bins_of_sums(**metrics.reliability())
+
+
+def bins_of_sums(
+    count: Sequence[float], confidence: Sequence[float], correct: Sequence[float]
+) -> tuple[ReliabilityBin, ...]:
+    """The bins of a reliability diagram from their sums, which may be added up over runs first.
+
+    Args:
+        count: Samples in each bin.
+        confidence: The sum of their confidences.
+        correct: How many of them are right.
+
+    Returns:
+        The bins, in order of confidence.
+
+    Example:
+        >>> low, high = bins_of_sums([0, 4], [0.0, 3.5], [0, 3])
+        >>> low.accuracy, high.accuracy, high.confidence
+        (None, 0.75, 0.875)
+    """
+    rows = list(zip(count, confidence, correct, strict=True))
+    return tuple(_bin(i / len(rows), (i + 1) / len(rows), *row) for i, row in enumerate(rows))
 
 
 def _bin(low: float, high: float, count: float, confidence: float, correct: float) -> ReliabilityBin:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from latephase.evaluation._checks import classified
+
 
 class Metrics:
     """What a stream of predicted class probabilities is worth.
@@ -40,7 +42,12 @@ class Metrics:
         Args:
             log_probabilities: Natural logarithms of the predicted probabilities, (N, classes).
             labels: Class indices, (N,).
+
+        Raises:
+            LatePhaseValueError: Labels that do not fit the predictions.
         """
+        classified("Metrics", log_probabilities, labels)
+        labels = labels.long()
         log_p = log_probabilities.detach().to(torch.float64)
         p = log_p.exp()
         confidence, predicted = p.max(dim=1)

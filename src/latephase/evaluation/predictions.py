@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from latephase.errors import LatePhaseValueError
+from latephase.evaluation._checks import classified
 from latephase.evaluation.metrics import Metrics
+from latephase.stage import evaluating
 
 if TYPE_CHECKING:
     from latephase import LatePhase
@@ -22,53 +25,72 @@ def evaluate_model(
     """Score a classifier in eval mode, which for a model under a late phase is the averaged model.
 
     Args:
-        model: Maps inputs to logits, (N, classes). It is in its old mode afterwards.
-        batches: Pairs of inputs and class indices.
+        model: Maps inputs to logits, (N, classes). Each of its modules is in its old mode afterwards.
+        batches: Pairs of inputs and class indices; memory does not grow with their number.
         autocast: Context of the forward passes; none by default.
 
     Returns:
         The scores.
+
+    Raises:
+        LatePhaseValueError: No samples, or labels that do not fit the model's classes.
     """
     metrics = Metrics()
     training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x, y in batches:
-                with autocast or nullcontext():
-                    logits = model(x)
-                metrics.update(logits.double().log_softmax(dim=-1), y)
-    finally:
-        model.train(training)
+    # `evaluating` keeps every module's own mode, also of layers that a user froze; `eval` and `train` are the events
+    # at which a late phase brings the average in, and the member of the turn back.
+    with evaluating(model):
+        model.eval()
+        try:
+            with torch.no_grad():
+                for x, y in batches:
+                    with autocast or nullcontext():
+                        logits = model(x)
+                    classified("evaluate_model", logits, y)
+                    metrics.update(logits.double().log_softmax(dim=-1), y)
+        finally:
+            model.train(training)
+    if not metrics.samples:
+        raise LatePhaseValueError("evaluate_model: no samples; the data set is empty or its iterator is spent")
     return metrics
 
 
 def evaluate_members(
-    late: LatePhase,
+    members: LatePhase | Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     autocast: AbstractContextManager | None = None,
 ) -> tuple[Metrics, list[Metrics], list[list[float]]]:
     """Score every member, and the ensemble that averages the members' probabilities.
 
     Args:
-        late: A late phase that has started and has not been collapsed.
-        batches: Pairs of inputs and class indices.
+        members: A late phase that has started and has not been collapsed; or for other ensembles a function from inputs
+            to the members' logits, (K, N, classes).
+        batches: Pairs of inputs and class indices; memory does not grow with their number.
         autocast: Context of the forward passes; none by default.
 
     Returns:
         The ensemble's scores, each member's scores, and the K x K matrix of how often two members predict
         different classes.
+
+    Raises:
+        LatePhaseError: Before `start()` or after `collapse()`.
+        LatePhaseValueError: No samples, or labels that do not fit the model's classes.
     """
+    predict = members if callable(members) else members.predict
     ensemble = Metrics()
-    members = [Metrics() for _ in range(late.members)]
-    differ = torch.zeros(late.members, late.members, dtype=torch.float64)
+    each: list[Metrics] = []
+    differ = torch.zeros((), dtype=torch.float64)
     for x, y in batches:
         with autocast or nullcontext():
-            logits = late.predict(x)
+            logits = predict(x)
+        classified("evaluate_members", logits, y, members=True)
         log_p = logits.double().log_softmax(dim=-1)
-        ensemble.update(log_p.logsumexp(dim=0) - math.log(late.members), y)
-        for metrics, member in zip(members, log_p, strict=True):
+        ensemble.update(log_p.logsumexp(dim=0) - math.log(len(log_p)), y)
+        each = each or [Metrics() for _ in log_p]
+        for metrics, member in zip(each, log_p, strict=True):
             metrics.update(member, y)
         classes = log_p.argmax(dim=-1)
-        differ += (classes[:, None] != classes[None]).sum(dim=-1).cpu()
-    return ensemble, members, (differ / ensemble.samples).tolist()
+        differ = differ + (classes[:, None] != classes[None]).sum(dim=-1).cpu()
+    if not ensemble.samples:
+        raise LatePhaseValueError("evaluate_members: no samples; the data set is empty or its iterator is spent")
+    return ensemble, each, (differ / ensemble.samples).tolist()
