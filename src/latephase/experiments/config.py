@@ -11,16 +11,26 @@ class Data:
 
     Attributes:
         name: Source: `digits`, `parquet`, `folder`, `cifar10` or `cifar100`.
-        train: File (parquet) or folder of training images. For `cifar10` and `cifar100` the folder that torchvision
-            downloads to, or the parquet file of a copy.
+        train: File (parquet) or folder of training images, one folder for each class; also a folder inside an archive,
+            as in `images.tar.xz/train`. For `cifar10` and `cifar100` the folder that torchvision downloads to, or the
+            parquet file of a copy.
         test: File or folder of test images; not needed for what torchvision downloads.
-        image_size: Side in pixels that images of a folder are resized and centre-cropped to.
+        image_size: Side in pixels of the images of a folder, which are centre-cropped to it.
+        resize: Pixels that the shorter side of such an image is resized to before that; null takes `image_size`.
+        resident: Whether the images of a folder are decoded once and kept in memory, or each time they are needed;
+            `auto` decides by their number and size.
+        decode_threads: Threads that decode what is not resident; null takes one for each core.
+        images: Training images that the recipe is made for: what its cost is counted with until there are files.
+        classes: Their classes.
         subset: Training images to keep, class-balanced; null keeps all.
         validation: Images taken from the training images, class-balanced, never trained on.
         test_images: Size of the test set where the source has none of its own; null takes a third.
         label_noise: Fraction of the training labels replaced by a class drawn uniformly from all classes.
         crop_padding: Pixels of zero padding before a random crop back to the image's own size.
+        resized_crop: Train on random parts of an image, 8% to 100% of its area and of aspect 3/4 to 4/3, resized to the
+            image's size.
         flip: Mirror each training image with probability one half.
+        cutout: Side in pixels of a square around a random pixel that is set to the mean colour; 0 for none.
         split_seed: Seed of split, subset and label noise; null takes the run's seed, a fresh split for each.
     """
 
@@ -28,12 +38,19 @@ class Data:
     train: str | None = None
     test: str | None = None
     image_size: int | None = None
+    resize: int | None = None
+    resident: bool | str = "auto"
+    decode_threads: int | None = None
+    images: int | None = None
+    classes: int | None = None
     subset: int | None = None
     validation: int = 0
     test_images: int | None = None
     label_noise: float = 0.0
     crop_padding: int = 0
+    resized_crop: bool = False
     flip: bool = False
+    cutout: int = 0
     split_seed: int | None = None
 
 
@@ -42,41 +59,50 @@ class Model:
     """The network.
 
     Attributes:
-        name: `small-cnn`, `wrn-DEPTH-WIDTH` or `torchvision:NAME`.
+        name: `small-cnn`, `wrn-DEPTH-WIDTH`, `pyramidnet-DEPTH-ALPHA` or `torchvision:NAME`.
         width: Channels of the small CNN.
         depth: Convolutions of the small CNN.
-        pretrained: Start from torchvision's published weights (their head is replaced if the classes differ).
+        pretrained: Start from torchvision's published weights, the newest (true) or those of a name such as
+            `IMAGENET1K_V1`; their head is replaced if the classes differ.
+        weights: Start from the weights of a safetensors file; its head is replaced if the classes differ.
     """
 
     name: str = "small-cnn"
     width: int = 8
     depth: int = 3
-    pretrained: bool = False
+    pretrained: bool | str = False
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
 class Training:
-    """SGD with Nesterov momentum; the learning rate is constant, then linear, then constant.
+    """SGD with momentum; the learning rate is constant, then linear, then constant, or drops in steps, or both.
 
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images in a minibatch; a last minibatch that is not full is left out.
         lr: Learning rate at the start.
-        momentum: Momentum (Nesterov's when it is not zero).
+        momentum: Momentum.
+        nesterov: Nesterov's momentum, where there is any.
         weight_decay: Weight decay of every weight.
         constant_until: Fraction of training up to which the learning rate stays `lr`.
         linear_until: Fraction of training at which it has fallen linearly to `final_lr`.
         final_lr: Learning rate from then on, as a fraction of `lr`.
+        lr_drops: Fractions of training at which the learning rate is multiplied by `drop_factor`.
+        drop_factor: What it is multiplied by.
     """
 
     epochs: int = 80
     batch_size: int = 16
     lr: float = 0.05
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     constant_until: float = 0.5
     linear_until: float = 0.9
     final_lr: float = 0.01
+    lr_drops: list[float] = field(default_factory=list)
+    drop_factor: float = 0.1
 
 
 @dataclass(frozen=True)

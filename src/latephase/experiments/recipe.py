@@ -17,6 +17,7 @@ from latephase.experiments.errors import ExperimentError, unknown
 
 # What a recipe may change without changing the numbers of any one run.
 _FREE = ("title", "method", "methods", "seed", "seeds", "checkpoint_minutes")
+_FREE_KEYS = ("data.decode_threads", "data.images", "data.classes")
 
 
 def recipe_names() -> list[str]:
@@ -98,7 +99,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         Dotted field names and their values; title, seeds, methods and the pace of checkpoints are left out.
     """
     plain = dataclasses.asdict(recipe)
-    return {key: value for key, value in _flat(plain) if key.split(".")[0] not in _FREE}
+    return {key: value for key, value in _flat(plain) if key.split(".")[0] not in _FREE and key not in _FREE_KEYS}
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -213,9 +214,17 @@ def _check(recipe: Recipe) -> None:
     for key in ("compute.threads", "model.width", "model.depth", "ema.every", "lookahead.every", "dropout.passes"):
         need(key, flat[key] >= 1, "a whole number from 1")
     need("deep_ensemble.networks", recipe.deep_ensemble.networks >= 2, "a whole number from 2")
-    for key in ("data.subset", "data.test_images", "data.image_size"):
+    sizes = ("subset", "test_images", "image_size", "decode_threads", "images", "classes")
+    for key in (f"data.{size}" for size in sizes):
         need(key, flat[key] is None or flat[key] >= 1, "null or a whole number from 1")
-    for key in ("data.validation", "data.crop_padding", "seed"):
+    data, training = recipe.data, recipe.training
+    larger = data.resize is None or (data.image_size is not None and data.resize >= data.image_size)
+    need("data.resize", larger, "null, or beside data.image_size at least as many pixels")
+    need("data.resident", data.resident in (True, False, "auto"), "true, false or auto")
+    either = not (data.resized_crop and data.crop_padding)
+    need("data.crop_padding", either, "0 where data.resized_crop = true: an image is cropped once")
+    need("model.weights", not (recipe.model.weights and recipe.model.pretrained), "null where model.pretrained is set")
+    for key in ("data.validation", "data.crop_padding", "data.cutout", "seed"):
         need(key, flat[key] >= 0, "a whole number from 0")
     fractions = ("training.constant_until", "training.linear_until", "late_phase.start", "swa.start")
     for key in (*fractions, "data.label_noise"):
@@ -226,11 +235,13 @@ def _check(recipe: Recipe) -> None:
     need("swa.start", recipe.swa.start < 1, "a fraction below 1, for there would be nothing to average")
     need(
         "training.linear_until",
-        recipe.training.linear_until >= recipe.training.constant_until,
-        f"a fraction from training.constant_until = {recipe.training.constant_until} to 1",
+        training.linear_until >= training.constant_until,
+        f"a fraction from training.constant_until = {training.constant_until} to 1",
     )
-    for key in ("training.lr", "training.momentum", "training.weight_decay", "training.final_lr"):
-        need(key, flat[key] >= 0, "a number from 0")
+    rising = sorted(training.lr_drops) == training.lr_drops and all(0 < drop < 1 for drop in training.lr_drops)
+    need("training.lr_drops", rising, "rising fractions between 0 and 1")
+    for key in ("lr", "momentum", "weight_decay", "final_lr", "drop_factor"):
+        need(f"training.{key}", flat[f"training.{key}"] >= 0, "a number from 0")
     need("late_phase.optimizer_state", recipe.late_phase.optimizer_state in ("copy", "reset"), "copy or reset")
     gamma = recipe.late_phase.base_gradient
     need("late_phase.base_gradient", not isinstance(gamma, str) or gamma in ("sum", "mean"), "sum, mean or a number")

@@ -1,4 +1,4 @@
-"""The paper's learning rates: constant, then linear, then constant, in fractions of training."""
+"""The paper's learning rates, in fractions of training: constant, then linear, then constant; or in steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ def learning_rate(training: Training, fraction: float) -> float:
     """The learning rate of a minibatch.
 
     The paper's SGD rows (constant to epoch 100 of 200, linear to 0.001 at 180) are `constant_until=0.5,
-    linear_until=0.9, final_lr=0.01`; its SWA rows are `0.4`, `0.72` and `0.5`.
+    linear_until=0.9, final_lr=0.01`; its SWA rows are `0.4`, `0.72` and `0.5`. Its ImageNet rows (a tenth from epoch 10
+    of 20 on) are `constant_until=1, linear_until=1, lr_drops=[0.5]`.
 
     Args:
-        training: Initial and final learning rate and the two breakpoints.
+        training: Initial and final learning rate, the two breakpoints and the drops.
         fraction: Share of all minibatches that were trained on before this one, from 0 to 1.
 
     Returns:
@@ -23,12 +24,13 @@ def learning_rate(training: Training, fraction: float) -> float:
         0.0505
     """
     begin, end = training.constant_until, training.linear_until
+    dropped = training.lr * training.drop_factor ** sum(fraction >= drop for drop in training.lr_drops)
     if fraction < begin:
-        return training.lr
+        return dropped
     if fraction >= end:
-        return training.lr * training.final_lr
+        return dropped * training.final_lr
     done = (fraction - begin) / (end - begin)
-    return training.lr * (1.0 - done * (1.0 - training.final_lr))
+    return dropped * (1.0 - done * (1.0 - training.final_lr))
 
 
 def steps_at(fraction: float, total: int) -> int:
