@@ -23,6 +23,9 @@ TINY = {
     "late_phase.members": 3,
     "evaluate_every": 1,
     "swa.start": 0.5,
+    "ema.every": 4,
+    "deep_ensemble.networks": 2,
+    "dropout.passes": 3,
 }
 EVERY_TRAINING = list(METHODS)
 

@@ -64,6 +64,7 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None) -> None:
     def after_step(step: int) -> None:
         nonlocal saved
         if time.monotonic() - saved > 60 * leg.recipe.checkpoint_minutes:
+            trajectory.check()
             save_checkpoint(checkpoint, trajectory.state_dict())
             saved = time.monotonic()
         if on_step is not None:
@@ -73,6 +74,7 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None) -> None:
         if trajectory.step > stop:
             continue
         trajectory.run(stop, lambda record: append_record(metrics, record), after_step)
+        trajectory.check()
         if stop in leg.forks:
             save_checkpoint(fork_path(leg.folder, stop), trajectory.state_dict())
     if leg.outputs:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import latephase
-from latephase.evaluation import evaluate_members, evaluate_model
+from latephase.evaluation import evaluate_members
 from latephase.experiments.checkpoints import write_text, write_whole
 from latephase.experiments.methods import parse_method
+from latephase.experiments.predictor import Predictor
 from latephase.experiments.trajectory import Trajectory
 
 
 def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_seconds: float) -> None:
-    """Read a method's model off a finished trajectory; write `model.safetensors` and `result.json`.
+    """Read a method's model off a finished trajectory; write its weights and `result.json`.
+
+    The weights go to `model.safetensors`, which loads strictly into the plain model; those of an ensemble, which is no
+    one model, to `ensemble.safetensors`.
 
     Args:
         trajectory: The trajectory, at its end.
@@ -30,9 +33,9 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
         ExperimentError: If a file cannot be written.
     """
     begun = time.perf_counter()
-    model = model_of(trajectory, method)
+    predictor = predictor_of(trajectory, method)
     split, batches = trajectory.split, trajectory.batches
-    test = evaluate_model(model, batches.plain(split.test), trajectory.autocast())
+    test = predictor.score(batches.plain(split.test), trajectory.autocast())
     result: dict[str, Any] = {
         "method": method,
         "seed": trajectory.seed,
@@ -42,46 +45,48 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
         "ensemble": None,
         "member_mean": None,
         "disagreement": None,
-        "minibatches": trajectory.total,
+        "cost": trajectory.method.cost,
+        "minibatches": trajectory.total * trajectory.method.cost,
         "start": trajectory.start if trajectory.start < trajectory.total else None,
     }
     if split.validation is not None:
-        scores = evaluate_model(model, batches.plain(split.validation), trajectory.autocast())
+        scores = predictor.score(batches.plain(split.validation), trajectory.autocast())
         result["validation"] = scores.compute()
-    if parse_method(method)[1] is None:
-        result |= _members(trajectory)
+    if predictor.members is not None:
+        scored = evaluate_members(predictor.members, batches.plain(split.test), trajectory.autocast())
+        ensemble, members, disagreement = scored
+        result["ensemble"] = ensemble.compute()
+        result["member_mean"] = _mean([m.compute() for m in members])
+        result["disagreement"] = disagreement
     result["seconds"] = {
         "shared": shared_seconds,
         "own": trajectory.seconds - shared_seconds,
         "evaluation": time.perf_counter() - begun,
     }
-    save_model(folder / "model.safetensors", model.state_dict())
+    if trajectory.method.ensemble:
+        save_model(folder / "ensemble.safetensors", trajectory.method.weights(trajectory))
+    else:
+        save_model(folder / "model.safetensors", predictor.model.state_dict())
     write_text(folder / "result.json", json.dumps(result))
 
 
-def model_of(trajectory: Trajectory, method: str) -> nn.Module:
-    """The model that a method makes of a trajectory.
+def predictor_of(trajectory: Trajectory, method: str) -> Predictor:
+    """What a method predicts with at the end of a trajectory.
 
     Args:
         trajectory: The trajectory.
         method: The method.
 
     Returns:
-        The trajectory's own model (in eval mode the averaged one), or for a reading such as SWA a plain model with
-        the weights read off and the BatchNorm statistics of one augmented pass over the training images.
+        The trajectory's own model (in eval mode the averaged one) and its members; for a reading such as SWA the model
+        that was read off.
     """
-    _, reading_class = parse_method(method)
+    training, reading_class = parse_method(method)
     if reading_class is None:
-        return trajectory.model
+        way = trajectory.method
+        return Predictor(trajectory.model, way.members(trajectory), training.ensemble)
     reading = next(r for r in trajectory.readings if r.name == reading_class.name)
-    model = trajectory.fresh_model()
-    model.load_state_dict(reading.weights())
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        with trajectory.autocast():
-            # The pass after the last one of training: another shuffle, the same augmentation.
-            images = (x for x, _ in trajectory.batches.epoch(trajectory.recipe.training.epochs))
-            latephase.recompute_statistics(model, images)
-    return model
+    return Predictor(reading.model(trajectory), reading.members(trajectory), reading.ensemble)
 
 
 def save_model(path: Path, state: dict[str, Tensor]) -> None:
@@ -97,19 +102,6 @@ def save_model(path: Path, state: dict[str, Tensor]) -> None:
     own = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     content = safetensors.torch.save(own, metadata={"format": "pt"})
     write_whole(path, lambda file: file.write(content))
-
-
-def _members(trajectory: Trajectory) -> dict[str, Any]:
-    late = trajectory.method.late
-    if late is None or late.phase != "late":
-        return {}
-    batches = trajectory.batches.plain(trajectory.split.test)
-    ensemble, members, disagreement = evaluate_members(late, batches, trajectory.autocast())
-    return {
-        "ensemble": ensemble.compute(),
-        "member_mean": _mean([m.compute() for m in members]),
-        "disagreement": disagreement,
-    }
 
 
 def _mean(scores: list[dict[str, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from latephase.experiments.checkpoints import write_text
 from latephase.experiments.config import Recipe
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError
-from latephase.experiments.methods import label_of, parse_method, summary_of
+from latephase.experiments.methods import METHODS, label_of, parse_method, summary_of
 from latephase.experiments.metrics_file import read_records
 from latephase.experiments.plan import Leg
 from latephase.experiments.statistics import paired_difference, summarise
@@ -26,7 +26,7 @@ from latephase.experiments.statistics import paired_difference, summarise
 METRICS = ("accuracy", "nll", "ece", "brier")
 # What a method is set against, where the study has it.
 _AGAINST = ("base", "swa")
-_CONTROLS = ("twin", "lr-over-k", "k-batch")
+_CONTROLS = ("twin", "lr-over-k", "k-batch", "decay-over-k", "deep-ensemble")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 def _gather_setting(setting: Setting) -> dict[str, Any]:
     runs = {method: [_run(setting, method, seed) for seed in setting.seeds] for method in setting.methods}
     shared = sum(leg.until for leg in setting.legs if not leg.outputs)
-    own = sum(leg.until - leg.begin for leg in setting.legs if leg.outputs)
+    cost = {leg.training: METHODS[leg.training](setting.recipe).cost for leg in setting.legs}
+    own = sum((leg.until - leg.begin) * cost[leg.training] for leg in setting.legs if leg.outputs)
     return {
         "name": setting.name,
         "title": setting.recipe.title or setting.name,
@@ -111,7 +112,9 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
         "minibatches": {
             "each_run": setting.total,
             "trained": shared + own,
-            "without_sharing": setting.total * len(setting.methods) * len(setting.seeds),
+            "without_sharing": setting.total
+            * len(setting.seeds)
+            * sum(cost[parse_method(method)[0].name] for method in setting.methods),
         },
         "methods": {
             method: {
@@ -120,6 +123,7 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
                 "training": parse_method(method)[0].label,
                 "reads": parse_method(method)[0].name,
                 "start": runs[method][0]["start"],
+                "cost": runs[method][0].get("cost", 1),
                 **_scores(runs, method),
                 "curve": _curve(setting, method),
                 "reliability": _add(run["reliability"] for run in runs[method]),

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latephase.evaluation import evaluate_model
 from latephase.experiments.config import Recipe
 from latephase.experiments.data import Batches, Images, Split
 from latephase.experiments.device import pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods.method import Method, Reading
 from latephase.experiments.models import build_model
+from latephase.experiments.predictor import Predictor
 from latephase.experiments.schedule import learning_rate, steps_at
 
 
@@ -60,14 +60,7 @@ class Trajectory:
         self.total = recipe.training.epochs * self.batches.per_epoch
         self.start = steps_at(method.start, self.total)
         self.model = self.fresh_model()
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.training.lr,
-            momentum=recipe.training.momentum,
-            weight_decay=recipe.training.weight_decay,
-            nesterov=recipe.training.momentum > 0,
-            fused=True,
-        )
+        self.optimizer: torch.optim.Optimizer = self.new_optimizer(self.model)
         self.step = 0
         self.seconds = 0.0
         self._begun = False
@@ -77,8 +70,11 @@ class Trajectory:
             torch.manual_seed(seed)
             self._rng = _rng_state()
 
-    def fresh_model(self) -> nn.Module:
-        """The plain model with the initial weights of this seed.
+    def fresh_model(self, seed: int | None = None) -> nn.Module:
+        """The plain model with its initial weights.
+
+        Args:
+            seed: Seed of the weights; None takes the trajectory's.
 
         Returns:
             A new model on the trajectory's device, in training mode.
@@ -89,10 +85,29 @@ class Trajectory:
             classes=len(self.split.train.classes),
             channels=channels,
             size=size,
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
         )
         layout = torch.channels_last if self.recipe.compute.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+
+    def new_optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        """The recipe's optimizer.
+
+        Args:
+            model: The model to train.
+
+        Returns:
+            SGD over all its parameters.
+        """
+        training = self.recipe.training
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=training.lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            nesterov=training.momentum > 0,
+            fused=True,
+        )
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass, for the recipe's precision.
@@ -104,20 +119,22 @@ class Trajectory:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, model: nn.Module | None = None) -> Tensor:
         """Mean cross-entropy of a minibatch.
 
         Args:
             x: Images, (N, channels, height, width).
             y: Labels, (N,).
+            model: The classifier; None takes the trajectory's.
 
         Returns:
             A scalar, float32.
         """
+        model = self.model if model is None else model
         if self.recipe.compute.precision == "float32":
-            return F.cross_entropy(self.model(x), y)
+            return F.cross_entropy(model(x), y)
         with self.autocast():
-            logits = self.model(x)
+            logits = model(x)
         return F.cross_entropy(logits.float(), y)
 
     def run(
@@ -157,7 +174,7 @@ class Trajectory:
                 self._rng = _rng_state()
 
     def evaluate(self, images: Images) -> dict[str, float]:
-        """Score the model, which for late-phase training is the averaged one.
+        """Score what the method predicts with: for late-phase training the averaged model.
 
         Args:
             images: Images to evaluate on.
@@ -165,7 +182,22 @@ class Trajectory:
         Returns:
             `accuracy`, `nll`, `ece` and `brier`.
         """
-        return evaluate_model(self.model, self.batches.plain(images), self.autocast()).compute()
+        predictor = Predictor(self.model, self.method.members(self) if self._begun else None, self.method.ensemble)
+        return predictor.score(self.batches.plain(images), self.autocast()).compute()
+
+    def check(self) -> None:
+        """Refuse to go on from a loss that is not finite.
+
+        Raises:
+            ExperimentError: If the mean loss of the epoch so far is not a finite number.
+        """
+        loss = self._loss.item()
+        if not math.isfinite(loss):
+            epoch = (self.step - 1) // self.batches.per_epoch + 1
+            raise ExperimentError(
+                f"the loss of {self.method.name}, seed {self.seed}, became {loss} in epoch {epoch}; the last checkpoint "
+                f"with a finite loss is kept; try a smaller training.lr than {self.recipe.training.lr}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on; nothing of it is copied.
@@ -218,14 +250,12 @@ class Trajectory:
         method = self.method if self._begun else self._plain
         self._loss += method.step(self, x, y).detach()
         self.step += 1
+        for reading in self.readings:
+            reading.after_step(self)
 
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
+        self.check()
         loss = self._loss.item() / self.batches.per_epoch
-        if not math.isfinite(loss):
-            raise ExperimentError(
-                f"the loss of {self.method.name}, seed {self.seed}, became {loss} in epoch {epoch}; "
-                f"try a smaller training.lr than {self.recipe.training.lr}"
-            )
         self._loss = torch.zeros((), device=self.device)
         for reading in self.readings:
             reading.after_epoch(self, epoch)

@@ -1,37 +1,59 @@
-"""The methods to compare. To add one, write a file that says what it changes and put its class into a list here."""
+"""The methods to compare. A method is one file here that says what it changes; writing the file adds it."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import unknown
-from latephase.experiments.methods.k_batch import KBatch
-from latephase.experiments.methods.late_phase import LatePhase, LatePhaseFromStart
-from latephase.experiments.methods.lr_over_k import LearningRateOverK
-from latephase.experiments.methods.method import Method, Reading
+from latephase.experiments.methods.method import Method, Predictions, Reading
 from latephase.experiments.methods.plain import Plain
-from latephase.experiments.methods.swa import SWA
-from latephase.experiments.methods.twin import Twin
 
-__all__ = ["METHODS", "READINGS", "Method", "Reading", "label_of", "method_names", "parse_method", "summary_of"]
+__all__ = [
+    "METHODS",
+    "READINGS",
+    "Method",
+    "Predictions",
+    "Reading",
+    "label_of",
+    "method_names",
+    "parse_method",
+    "summary_of",
+]
+
+
+def _named(kind: type) -> dict[str, type]:
+    """Every class of a kind that this package's files define and name; plain training comes first."""
+    found = {Plain.name: Plain} if kind is Method else {}
+    for file in sorted(pkgutil.iter_modules(__path__), key=lambda file: file.name):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
+        found |= {v.name: v for v in own if issubclass(v, kind) and "name" in vars(v)}
+    return found
+
 
 #: Every way to train, by name.
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Plain, LatePhase, LatePhaseFromStart, Twin, KBatch, LearningRateOverK)
-}
+METHODS: dict[str, type[Method]] = _named(Method)
 #: Every way to read another model off a trajectory, by name.
-READINGS: dict[str, type[Reading]] = {reading.name: reading for reading in (SWA,)}
+READINGS: dict[str, type[Reading]] = _named(Reading)
 
 
 def method_names() -> list[str]:
     """Every method that can be asked for.
 
     Returns:
-        The ways to train, the readings of plain training (`swa`), and each combination (`late-phase+swa`).
+        The ways to train, the readings alone (`swa` is plain training read by SWA), and each combination
+        (`late-phase+swa`). What predicts as an ensemble has no one trajectory of weights to be read.
     """
     others = [name for name in METHODS if name != Plain.name]
-    combined = [f"{method}+{reading}" for reading in READINGS for method in others]
+    combined = [
+        f"{method}+{reading}"
+        for reading in READINGS
+        for method in others
+        if not READINGS[reading].only and not METHODS[method].ensemble
+    ]
     return [Plain.name, *READINGS, *others, *combined]
 
 
@@ -54,7 +76,7 @@ def parse_method(name: str) -> tuple[type[Method], type[Reading] | None]:
     if name not in method_names():
         raise unknown("method", name, method_names())
     if name in READINGS:
-        return Plain, READINGS[name]
+        return METHODS[READINGS[name].reads], READINGS[name]
     training, _, reading = name.partition("+")
     return METHODS[training], READINGS[reading] if reading else None
 
@@ -71,7 +93,7 @@ def label_of(name: str) -> str:
     training, reading = parse_method(name)
     if reading is None:
         return training.label
-    return reading.label if training is Plain else f"{training.label} + {reading.label}"
+    return reading.label if training.name == reading.reads else f"{training.label} + {reading.label}"
 
 
 def summary_of(name: str, recipe: Recipe) -> str:
@@ -86,4 +108,6 @@ def summary_of(name: str, recipe: Recipe) -> str:
     """
     training, reading = parse_method(name)
     text = training.summary if reading is None else f"{training.summary}; {reading.summary}"
+    if reading is not None and reading.only:
+        text = reading.summary
     return re.sub(r"\bK\b", str(recipe.late_phase.members), text)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from latephase.experiments.config import Recipe
 
 if TYPE_CHECKING:
     from latephase import LatePhase
     from latephase.experiments.trajectory import Trajectory
+
+#: Maps images, (N, channels, height, width), to the logits of each of P predictions, (P, N, classes), in eval mode.
+Predictions = Callable[[Tensor], Tensor]
 
 
 class Method:
@@ -21,14 +25,26 @@ class Method:
 
     Args:
         recipe: The recipe of the run.
+
+    Attributes:
+        name: What it is asked for by.
+        label: What tables and figures call it.
+        summary: What it does, in one line; K stands for the recipe's number of members.
+        ensemble: Whether it predicts with the mean of the probabilities of its members, and so is no single model.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     summary: ClassVar[str]
+    ensemble: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+
+    @property
+    def cost(self) -> int:
+        """How many times the minibatches of plain training this trains on."""
+        return 1
 
     @property
     def start(self) -> float:
@@ -44,6 +60,28 @@ class Method:
     def late(self) -> LatePhase | None:
         """The late phase whose members the report looks at, if there is one."""
         return None
+
+    def members(self, trajectory: Trajectory) -> Predictions | None:
+        """The predictions that the method's own are made of.
+
+        Args:
+            trajectory: Model and optimizer, at any minibatch.
+
+        Returns:
+            The logits of each member; None if there are no members, or not yet.
+        """
+        return None
+
+    def weights(self, trajectory: Trajectory) -> dict[str, Tensor]:
+        """What is kept of the method when training is over.
+
+        Args:
+            trajectory: Model and optimizer, at their end.
+
+        Returns:
+            A state dict: the plain model's, unless the method is an ensemble.
+        """
+        return trajectory.model.state_dict()
 
     def attach(self, trajectory: Trajectory) -> None:
         """Build what the method needs on the model and the optimizer, before its state is set or loaded."""
@@ -81,11 +119,22 @@ class Reading:
 
     Args:
         recipe: The recipe of the run.
+
+    Attributes:
+        name: What it is asked for by: alone for the training it reads, or as `training+reading`.
+        label: What tables and figures call it.
+        summary: What it does, in one line.
+        reads: Name of the training that the reading's bare name stands for.
+        only: Whether that is the only training it can read.
+        ensemble: Whether it predicts with the mean of the probabilities of several predictions.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     summary: ClassVar[str]
+    reads: ClassVar[str] = "base"
+    only: ClassVar[bool] = False
+    ensemble: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -95,20 +144,38 @@ class Reading:
         """Fraction of training before which nothing is looked at."""
         return 0.0
 
+    def after_step(self, trajectory: Trajectory) -> None:
+        """Look at the trajectory after a minibatch.
+
+        Args:
+            trajectory: Model and optimizer.
+        """
+
     def after_epoch(self, trajectory: Trajectory, epoch: int) -> None:
-        """Look at the trajectory.
+        """Look at the trajectory after an epoch.
 
         Args:
             trajectory: Model and optimizer.
             epoch: Number of epochs trained so far, from 1 on.
         """
 
-    def weights(self) -> dict[str, Tensor]:
-        """The state dict of the model that was read off."""
+    def model(self, trajectory: Trajectory) -> nn.Module:
+        """The model that was read off.
+
+        Args:
+            trajectory: Model and optimizer, at their end.
+
+        Returns:
+            A classifier.
+        """
         raise NotImplementedError
 
+    def members(self, trajectory: Trajectory) -> Predictions | None:
+        """The predictions that the reading's own are made of; see `Method.members`."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
-        """What the reading must remember between two epochs."""
+        """What the reading must remember between two minibatches."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

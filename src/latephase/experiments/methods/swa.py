@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from latephase.experiments.methods.method import Reading
+from latephase.experiments.config import Recipe
+from latephase.experiments.methods.averaged import AveragedWeights
 
 if TYPE_CHECKING:
     from latephase.experiments.trajectory import Trajectory
 
 
-class SWA(Reading):
+class SWA(AveragedWeights):
     """The mean of the weights at the end of every epoch after a fraction of training.
 
-    Under late-phase weights the mean is that of the averaged model, hence of all members. The sum is kept in
-    float64 and rounded once: torch.optim.swa_utils averages step by step in the weights' own precision, and copies
-    the module. BatchNorm statistics are recomputed afterwards, on augmented minibatches.
+    The sum is kept in float64 and rounded once: torch.optim.swa_utils averages step by step in the weights' own
+    precision, and copies the module.
     """
 
     name = "swa"
     label = "SWA"
     summary = "mean of the weights at the ends of the last epochs, statistics recomputed"
 
-    def __init__(self, recipe: Any) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._sum: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
@@ -46,7 +46,8 @@ class SWA(Reading):
         for name, value in self._last.items():
             if value.is_floating_point():
                 wide = value.to(torch.float64)
-                self._sum[name] = self._sum[name] + wide if self._models else wide
+                # Saved states come back on the CPU.
+                self._sum[name] = self._sum[name].to(wide.device) + wide if self._models else wide
         self._models += 1
 
     def weights(self) -> dict[str, Tensor]:

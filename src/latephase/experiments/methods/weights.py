@@ -40,13 +40,28 @@ def own_weight_decay(
 
     Args:
         optimizer: The optimizer; its state is kept.
-        parameters: Parameters of its first group.
+        parameters: Parameters of its groups.
         weight_decay: Their weight decay; None leaves the optimizer as it is.
     """
     if weight_decay is None:
         return
     moved = set(parameters)
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in moved]
     group = optimizer.param_groups[0]
-    group["params"] = [p for p in group["params"] if p not in moved]
     settings = {key: value for key, value in group.items() if key != "params"}
     optimizer.add_param_group({**settings, "params": list(parameters), "weight_decay": weight_decay})
+
+
+def base_weight_decay(optimizer: torch.optim.Optimizer, late: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply the weight decay of the base weights.
+
+    Args:
+        optimizer: The optimizer; its state is kept.
+        late: The late-phase weights, whose weight decay stays as it is.
+        factor: What the others' is multiplied by.
+    """
+    group = optimizer.param_groups[0]
+    if not set(group["params"]).isdisjoint(late):
+        own_weight_decay(optimizer, late, group["weight_decay"])
+    group["weight_decay"] *= factor
