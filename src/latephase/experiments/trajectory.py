@@ -105,7 +105,7 @@ class Trajectory:
             lr=training.lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
-            nesterov=training.momentum > 0,
+            nesterov=training.nesterov and training.momentum > 0,
             fused=True,
         )
 
@@ -195,8 +195,8 @@ class Trajectory:
         if not math.isfinite(loss):
             epoch = (self.step - 1) // self.batches.per_epoch + 1
             raise ExperimentError(
-                f"the loss of {self.method.name}, seed {self.seed}, became {loss} in epoch {epoch}; the last checkpoint "
-                f"with a finite loss is kept; try a smaller training.lr than {self.recipe.training.lr}"
+                f"the loss of {self.method.name}, seed {self.seed}, became {loss} in epoch {epoch}; the last "
+                f"checkpoint with a finite loss is kept; try a smaller training.lr than {self.recipe.training.lr}"
             )
 
     def state_dict(self) -> dict[str, Any]:
