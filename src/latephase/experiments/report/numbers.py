@@ -35,6 +35,23 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def labelled(method: dict[str, Any]) -> str:
+    """A method's label, with its cost where that is not the others'.
+
+    Args:
+        method: `label`, and `cost` in multiples of the others' minibatches.
+
+    Returns:
+        Such as `deep ensemble, 10\u00d7 the cost`.
+
+    Example:
+        >>> labelled({"label": "SWA", "cost": 1})
+        'SWA'
+    """
+    cost = method.get("cost", 1)
+    return method["label"] if cost == 1 else f"{method['label']}, {cost}\u00d7 the cost"
+
+
 def mean(summary: dict[str, Any], metric: str) -> str:
     """A mean over seeds with its standard error.
 
@@ -89,9 +106,12 @@ def resolved(paired: dict[str, Any]) -> bool:
         paired: `low` and `high`.
 
     Returns:
-        True if the interval excludes zero; False too if there is none.
+        True if the interval excludes zero; False too if there is none, or one without any width.
     """
-    return paired["low"] is not None and (paired["low"] > 0 or paired["high"] < 0)
+    if paired["low"] is None or paired["low"] == paired["high"]:
+        # Differences of few seeds that happen to be equal (errors are whole numbers) give an interval without width.
+        return False
+    return paired["low"] > 0 or paired["high"] < 0
 
 
 def duration(seconds: float) -> str:

@@ -1,26 +1,46 @@
-"""report.html: one self-contained page, every number of it read from results.json."""
+"""The report of `train` and `compare`: every number of it is read from results.json."""
 
 from __future__ import annotations
 
 import json
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from latephase.experiments.checkpoints import write_text
+from latephase.experiments.report.document import (
+    Block,
+    Document,
+    Figures,
+    Finding,
+    Listing,
+    Part,
+    Section,
+    Source,
+    Text,
+)
+from latephase.experiments.report.export import write_numbers
 from latephase.experiments.report.figures import (
     agreement_figure,
+    contrasts_figure,
     curves_figure,
     differences_figure,
     differences_range,
     reliability_figure,
     scores_figure,
 )
-from latephase.experiments.report.numbers import duration
-from latephase.experiments.report.sentences import caution, findings, headline
+from latephase.experiments.report.frame import slug, to_html
+from latephase.experiments.report.numbers import duration, labelled
+from latephase.experiments.report.provenance import facts, provenance
+from latephase.experiments.report.sentences import (
+    averaging,
+    calibration,
+    caution,
+    controls,
+    headline,
+    members,
+)
 from latephase.experiments.report.tables import (
     contrasts_table,
     cost_table,
@@ -33,16 +53,18 @@ from latephase.experiments.report.tables import (
 
 
 def write_report(results: Path, page: Path) -> None:
-    """Write the page of a run folder.
+    """Write the page of a run folder, and beside it `csv/` and `tables.md`.
 
     Args:
         results: The results.json to read.
         page: The file to write.
 
     Raises:
-        ExperimentError: If the page cannot be written.
+        ExperimentError: If a file cannot be written.
     """
-    write_text(page, render(json.loads(results.read_text(encoding="utf-8"))))
+    document = report(json.loads(results.read_text(encoding="utf-8")))
+    write_text(page, to_html(document))
+    write_numbers(document, page.parent)
 
 
 def render(results: dict[str, Any]) -> str:
@@ -54,163 +76,144 @@ def render(results: dict[str, Any]) -> str:
     Returns:
         HTML without links to anything outside it.
     """
+    return to_html(report(results))
+
+
+def report(results: dict[str, Any]) -> Document:
+    """The report of a study.
+
+    Args:
+        results: The content of results.json.
+
+    Returns:
+        The document.
+    """
     settings = results["settings"]
     compared = results["kind"] == "compare"
     title = "Late-phase weights, compared" if compared else f"{settings[0]['title']}"
-    style = resources.files("latephase.experiments.report").joinpath("style.css").read_text(encoding="utf-8")
-    parts = [f"<h1>{escape(title)}</h1>", f"<p class=facts>{_facts(results)}</p>"]
+    opening: list[Block] = []
     if len(settings) > 1:
-        parts.append(_overview(settings))
-    parts.append(_methods(settings))
-    parts += [_setting(setting, i, compared) for i, setting in enumerate(settings)]
-    parts.append(_provenance(results))
-    return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
+        opening.append(_overview(settings))
+    elif compared:
+        opening.append(Text(headline(settings[0]), "lead"))
+    sections = [_methods(settings)] if compared else []
+    sections += [_setting(setting, f"{slug(setting['name'])}-", compared, len(settings)) for setting in settings]
+    sections.append(_made(results))
+    return Document(title, facts(results), opening, sections)
+
+
+def _overview(settings: list[dict[str, Any]]) -> Block:
+    """The settings side by side, each under its sentence."""
+    limits = differences_range(settings)
+    figures = []
+    for setting in settings:
+        name = f"overview-{slug(setting['name'])}"
+        figure = differences_figure(setting, name, limits) or scores_figure(setting, "accuracy", name)
+        named = {"title": setting["title"], "caption": headline(setting)}
+        figures.append(type(figure)(**{**vars(figure), **named}))
+    return Figures(tuple(figures))
+
+
+def _methods(settings: list[dict[str, Any]]) -> Section:
+    """What is compared, in a line for each method; the settings may differ in theirs and in K."""
+    methods = [method for setting in settings for method in setting["methods"].values()]
+    lines = {labelled(m): m["summary"] for m in methods}
+    text = (
+        "With the same seed all methods see the same minibatches, and equally many: a round of K members counts as K."
+    )
+    if any(m.get("cost", 1) != 1 for m in methods):
+        text += " Those marked with a cost train on that many times as many."
+    return Section("What is compared").add(Text(text), Listing(tuple(lines.items())))
+
+
+def _setting(setting: dict[str, Any], prefix: str, compared: bool, count: int) -> Section:
+    section = Section(setting["title"] if compared else "Results")
+    section.add(Text(_setup(setting), "facts"))
+    if not compared:
+        method = next(iter(setting["methods"].values()))
+        section.add(Text(f"{method['label']}: {method['summary']}."))
+    if count > 1 or not compared:
+        section.add(Text(headline(setting), "lead"))
+    section.add(results_table(setting))
+    for part in (_accuracy, _controls, _members, _probabilities, _training):
+        part(setting, prefix, section)
+    return section.add(
+        Part("Every number"),
+        other_differences_table(setting),
+        validation_table(setting),
+        seeds_table(setting),
+        cost_table(setting),
+        Source("The recipe", yaml.safe_dump(setting["recipe"], sort_keys=False)),
     )
 
 
-def _facts(results: dict[str, Any]) -> str:
-    commit = f"commit <code>{escape(results['commit'])}</code>" if results["commit"] else "no commit"
-    return f"{escape(results['date'])} · {escape(results['device'])} · {commit}"
+def _accuracy(setting: dict[str, Any], prefix: str, section: Section) -> None:
+    section.add(Part("Accuracy"))
+    scores = scores_figure(setting, "accuracy", f"{prefix}accuracy")
+    against = differences_figure(setting, f"{prefix}differences")
+    if against is None:
+        section.add(Figures((scores,)))
+        return
+    swa = averaging(setting)
+    section.add(Finding(headline(setting), (against, scores), (swa,) if swa else ()))
 
 
-def _overview(settings: list[dict[str, Any]]) -> str:
-    """The settings side by side, each with its sentence."""
-    cards = []
-    limits = differences_range(settings)
-    for i, setting in enumerate(settings):
-        figure = differences_figure(setting, f"overview{i}", limits) or scores_figure(
-            setting, "accuracy", f"overview{i}"
-        )
-        cards.append(_card(setting["title"], figure, headline(setting)))
-    return f"<div class=grid>{''.join(cards)}</div>"
+def _controls(setting: dict[str, Any], prefix: str, section: Section) -> None:
+    table = contrasts_table(setting)
+    if table is None:
+        return
+    section.add(Part("Controls"))
+    sentence, figure = controls(setting), contrasts_figure(setting, f"{prefix}controls")
+    if sentence and figure:
+        section.add(Finding(sentence, (figure,)))
+    section.add(table)
 
 
-def _setting(setting: dict[str, Any], i: int, compared: bool) -> str:
-    images, batches = setting["images"], setting["minibatches"]
+def _members(setting: dict[str, Any], prefix: str, section: Section) -> None:
+    table = members_table(setting)
+    if table is None:
+        return
+    section.add(Part("Members"))
+    sentence, figure = members(setting), agreement_figure(setting, f"{prefix}disagreement")
+    if sentence and figure:
+        section.add(Finding(sentence, (figure,)))
+    section.add(table)
+
+
+def _probabilities(setting: dict[str, Any], prefix: str, section: Section) -> None:
+    section.add(Part("Probabilities"))
+    figures = (
+        scores_figure(setting, "nll", f"{prefix}nll"),
+        scores_figure(setting, "ece", f"{prefix}ece"),
+        reliability_figure(setting, f"{prefix}reliability"),
+    )
+    sentence = calibration(setting)
+    section.add(Finding(sentence, figures) if sentence else Figures(figures))
+
+
+def _training(setting: dict[str, Any], prefix: str, section: Section) -> None:
+    section.add(Part("Training"), Figures((curves_figure(setting, f"{prefix}curves"),)))
+
+
+def _setup(setting: dict[str, Any]) -> str:
+    images, batches, data = setting["images"], setting["minibatches"], setting["recipe"]["data"]
     seeds = len(setting["seeds"])
-    data = setting["recipe"]["data"]
-    facts = (
-        f"{escape(data['train'] or data['name'])} · "
+    return (
+        f"{data['train'] or data['name']} · "
         f"{images['train']:,} training, {images['validation']:,} validation and {images['test']:,} test images, "
-        f"{images['classes']} classes · {escape(setting['recipe']['model']['name'])} · "
+        f"{images['classes']} classes · {setting['recipe']['model']['name']} · "
         f"{setting['recipe']['training']['epochs']} epochs, {batches['each_run']:,} minibatches of "
         f"{setting['recipe']['training']['batch_size']} · {seeds} seed{'s' if seeds > 1 else ''}"
     )
-    heading = f"<h2>{escape(setting['title'])}</h2>" if compared else ""
-    points = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(setting))
-    tables = [
-        ("Late-phase against its controls", contrasts_table(setting)),
-        ("The averaged model and its members", members_table(setting)),
-        ("Differences in the other scores", other_differences_table(setting)),
-    ]
-    folded = [
-        ("Scores on the validation images", validation_table(setting)),
-        ("Every run", seeds_table(setting)),
-        ("What it cost", _cost_note(setting) + cost_table(setting)),
-        ("The recipe", f"<pre>{escape(yaml.safe_dump(setting['recipe'], sort_keys=False))}</pre>"),
-    ]
-    return "\n".join(
-        [
-            f"<section>{heading}<p class=facts>{facts}</p>",
-            f"<p class=lead>{escape(headline(setting))}</p><ul class=key>{points}</ul>",
-            f"<div class=grid>{''.join(_figures(setting, f'setting{i}'))}</div>",
-            f"<h3>Test scores</h3>{results_table(setting)}",
-            *(f"<h3>{name}</h3>{table}" for name, table in tables if table),
-            "<h3>More</h3>",
-            *(f"<details><summary>{name}</summary>{table}</details>" for name, table in folded if table),
-            "</section>",
-        ]
-    )
 
 
-def _figures(setting: dict[str, Any], name: str) -> list[str]:
-    K = setting["recipe"]["late_phase"]["members"]
-    ensemble = any(m["ensemble"] is not None for m in setting["methods"].values())
-    bar = " The upright bar is the ensemble of the members' predictions." if ensemble else ""
-    held_out = "validation" if setting["images"]["validation"] else "test"
-    figures = [
-        (
-            "Accuracy, set against plain SGD",
-            differences_figure(setting, f"{name}-differences"),
-            "Differences seed by seed; an interval clear of the line is one that chance rarely makes.",
-        ),
-        (
-            "Accuracy",
-            scores_figure(setting, "accuracy", f"{name}-accuracy"),
-            f"Mean over seeds on the test images.{bar}",
-        ),
-        (
-            "Negative log-likelihood",
-            scores_figure(setting, "nll", f"{name}-nll"),
-            f"Lower is better.{bar}",
-        ),
-        (
-            "Learning curves",
-            curves_figure(setting, f"{name}-curves"),
-            f"Error on the {held_out} images, mean over seeds; late-phase training is the averaged model. Up to T0 the "
-            "methods are one and the same training.",
-        ),
-        (
-            "Reliability",
-            reliability_figure(setting, f"{name}-reliability"),
-            "Above the diagonal a model is less sure than it should be, below it more. Hollow: few predictions.",
-        ),
-        (
-            "How often two members disagree",
-            agreement_figure(setting, f"{name}-agreement"),
-            f"Percent of the test images on which two of the {K} members predict different classes.",
-        ),
-    ]
-    return [_card(title, figure, caption) for title, figure, caption in figures if figure]
-
-
-def _card(title: str, figure: str, caption: str) -> str:
-    return f"<figure><h3>{escape(title)}</h3>{figure}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _methods(settings: list[dict[str, Any]]) -> str:
-    """What is compared, in a line for each method; the settings may differ in theirs and in K."""
-    lines = {m["label"]: m["summary"] for setting in settings for m in setting["methods"].values()}
-    rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(summary)}</dd>" for label, summary in lines.items())
-    if len(lines) == 1:
-        return f"<dl>{rows}</dl>"
-    return (
-        "<h3>What is compared</h3><p>With the same seed all methods see the same minibatches, and equally many: a "
-        f"round of K members counts as K.</p><dl>{rows}</dl>"
-    )
-
-
-def _cost_note(setting: dict[str, Any]) -> str:
-    batches = setting["minibatches"]
-    if batches["trained"] == batches["without_sharing"]:
-        return "<p>Nothing was shared: every method was trained from its first minibatch.</p>"
-    return (
-        f"<p>Training that is the same for several methods was done once: {batches['trained']:,} minibatches in all "
-        f"instead of {batches['without_sharing']:,}. A method's cost on its own is its shared and its own training "
-        "together; methods read off one trajectory show the same training. Times are wall times of one process among "
-        "those that shared the machine, means over seeds.</p>"
-    )
-
-
-def _provenance(results: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+def _made(results: dict[str, Any]) -> Section:
     legs = results["legs"]
-    rows = {
-        "command": f"<code>{escape(results['command'])}</code>",
-        "commit": f"<code>{escape(results['commit'] or 'not in a git repository')}</code>",
-        "machine": escape(results["device"]),
-        "versions": escape(versions),
+    more = {
         "training": f"{duration(results['training_seconds'])} in all, in {results['workers']} "
         f"process{'es' if results['workers'] > 1 else ''} at a time",
         "this command": f"{duration(results['seconds'])}, in which it did {legs['trained_now']} of {legs['all']} "
         "stretches of training",
+        "numbers": "results.json; every figure's as CSV in csv/, every table as Markdown in tables.md",
     }
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
-    return (
-        f"<section><h2>How this was made</h2><dl>{listed}</dl><p class=facts>{escape(caution(results))}</p></section>"
-    )
+    return Section("How this was made").add(provenance(results, more), Text(caution(results), "facts"))

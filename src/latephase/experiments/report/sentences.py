@@ -46,7 +46,7 @@ def findings(setting: dict[str, Any]) -> list[str]:
     Returns:
         A few sentences; those that need a method or an interval that is not there are left out.
     """
-    candidates = (_controls(setting), _averaging(setting), _members(setting), _calibration(setting))
+    candidates = (controls(setting), averaging(setting), members(setting), calibration(setting))
     return [sentence for sentence in candidates if sentence]
 
 
@@ -76,10 +76,16 @@ def caution(results: dict[str, Any]) -> str:
     )
 
 
-def _controls(setting: dict[str, Any]) -> str | None:
-    """How much of the gain needs members at all."""
+def controls(setting: dict[str, Any]) -> str | None:
+    """How much of the gain needs members at all.
+
+    Args:
+        setting: A setting of results.json.
+
+    Returns:
+        The sentence; None without controls or intervals.
+    """
     contrasts = {c["control"]: c for c in setting["contrasts"] if c["low"] is not None}
-    versus = setting["methods"].get("late-phase", {}).get("against", {}).get("base")
     parts = []
     if "twin" in contrasts:
         parts.append(_contrast(contrasts["twin"], "its twin without members", "the members themselves add something"))
@@ -90,13 +96,9 @@ def _controls(setting: dict[str, Any]) -> str | None:
     if not parts:
         return None
     text = _capital("; ".join(parts)) + "."
-    if versus is None or not resolved(versus["accuracy"]) or versus["accuracy"]["mean"] < 0:
-        return text
-    low_rate = setting["methods"].get("lr-over-k", {}).get("against", {}).get("base", {}).get("accuracy")
-    if low_rate is not None and resolved(low_rate) and low_rate["mean"] > 0:
-        share = low_rate["mean"] / versus["accuracy"]["mean"]
-        part = "as much as all" if share >= 0.95 else f"{100 * share:.0f}%"
-        text += f" The smaller learning rate alone brings {part} of the gain over plain SGD."
+    rate = setting["methods"].get("lr-over-k", {}).get("against", {}).get("base", {}).get("accuracy")
+    if rate is not None and rate["low"] is not None:
+        text += f" The smaller learning rate alone stands at {difference(rate, 'accuracy')} points against plain SGD."
     return text
 
 
@@ -107,47 +109,69 @@ def _contrast(paired: dict[str, Any], control: str, conclusion: str) -> str:
     return f"{text}, so {conclusion}" if paired["mean"] > 0 else f"{text}, so the control does better"
 
 
-def _averaging(setting: dict[str, Any]) -> str | None:
-    """SWA beside base, and late-phase + SWA beside SWA."""
+def averaging(setting: dict[str, Any]) -> str | None:
+    """SWA beside base, and late-phase + SWA beside SWA.
+
+    Args:
+        setting: A setting of results.json.
+
+    Returns:
+        The sentence; None without SWA or with a single seed.
+    """
     methods = setting["methods"]
     swa = methods.get("swa", {}).get("against", {}).get("base", {}).get("accuracy")
     if swa is None or swa["low"] is None:
         return None
-    text = f"SWA alone changes plain SGD by {difference(swa, 'accuracy')} points"
+    text = f"SWA stands at {difference(swa, 'accuracy')} points against plain SGD"
     both = methods.get("late-phase+swa", {}).get("against", {}).get("swa", {}).get("accuracy")
     if both is not None:
-        text += f"; late-phase with SWA changes SWA by {difference(both, 'accuracy')}"
+        text += f", late-phase with SWA at {difference(both, 'accuracy')} against SWA"
     return text + "."
 
 
-def _members(setting: dict[str, Any]) -> str | None:
-    """The averaged model beside the ensemble and the mean member."""
-    late = next((m for m in setting["methods"].values() if m["ensemble"] is not None), None)
-    if late is None:
+def members(setting: dict[str, Any]) -> str | None:
+    """The averaged model beside the ensemble and the mean member.
+
+    Args:
+        setting: A setting of results.json.
+
+    Returns:
+        The sentence; None if late-phase training is not among the methods.
+    """
+    late = setting["methods"].get("late-phase")
+    if late is None or late["ensemble"] is None:
         return None
     model = late["test"]["accuracy"]["mean"]
     ensemble = 100 * (model - late["ensemble"]["accuracy"]["mean"])
     member = 100 * (model - late["member_mean"]["accuracy"]["mean"])
+    over = "means over seeds, without an interval" if late["test"]["accuracy"]["n"] > 1 else "one seed"
     return (
-        "The averaged model, which costs what one network costs, stands "
-        f"{number(ensemble, 2, signed=True)} points from the ensemble of the members' predictions and "
-        f"{number(member, 2, signed=True)} points from the mean member."
+        "The averaged model, which costs what one network costs, differs in accuracy by "
+        f"{number(ensemble, 2, signed=True)} points from the ensemble of its members' predictions and by "
+        f"{number(member, 2, signed=True)} points from the mean member ({over})."
     )
 
 
-def _calibration(setting: dict[str, Any]) -> str | None:
-    """Whether the gain is in the probabilities too."""
+def calibration(setting: dict[str, Any]) -> str | None:
+    """Whether the gain is in the probabilities too.
+
+    Args:
+        setting: A setting of results.json.
+
+    Returns:
+        The sentence; None without late-phase training, without base, or with a single seed.
+    """
     versus = setting["methods"].get("late-phase", {}).get("against", {}).get("base")
     if versus is None or versus["nll"]["low"] is None:
         return None
     parts = []
     for metric, name in (("nll", "negative log-likelihood"), ("ece", "calibration error")):
         if not resolved(versus[metric]):
-            parts.append(f"its {name} is not told apart from plain SGD's")
+            parts.append(f"{name} is not told apart from plain SGD's")
         else:
-            parts.append(f"its {name} is {'higher' if versus[metric]['mean'] > 0 else 'lower'} than plain SGD's")
+            parts.append(f"{name} is {'higher' if versus[metric]['mean'] > 0 else 'lower'} than plain SGD's")
         parts[-1] += f" ({difference(versus[metric], metric)})"
-    return _capital(", ".join(parts)) + "."
+    return f"Of late-phase training, {' and '.join(parts)}."
 
 
 def _capital(text: str) -> str:

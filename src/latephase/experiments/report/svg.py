@@ -14,58 +14,10 @@ from matplotlib.figure import Figure
 
 # Stand-ins that matplotlib draws with; each becomes a CSS variable, so one figure serves a light and a dark page.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#fefefe"
-SERIES = {
-    "base": "#110001",
-    "swa": "#110002",
-    "late-phase": "#110003",
-    "late-phase+swa": "#110004",
-    "twin": "#110005",
-    "k-batch": "#110006",
-    "lr-over-k": "#110007",
-    "other": "#110008",
-}
+SERIES = tuple(f"#11000{i + 1}" for i in range(8))
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "card"} | {
-    colour: f"series-{i}" for i, colour in enumerate(SERIES.values())
+    colour: f"series-{i}" for i, colour in enumerate(SERIES)
 }
-# Marker and line style tell the methods apart without colour.
-_MARKERS = dict(zip(SERIES, ("o", "s", "D", "P", "^", "v", "X", "o"), strict=True))
-_DASHES = dict(zip(SERIES, ("-", (0, (1, 1)), "-", (0, (5, 1)), "--", "-.", ":", "-"), strict=True))
-
-
-def colour_of(method: str) -> str:
-    """The stand-in for a method's colour.
-
-    Args:
-        method: The method's name.
-
-    Returns:
-        A colour for matplotlib.
-    """
-    return SERIES.get(method, SERIES["other"])
-
-
-def marker_of(method: str) -> str:
-    """A method's marker.
-
-    Args:
-        method: The method's name.
-
-    Returns:
-        A marker for matplotlib.
-    """
-    return _MARKERS.get(method, _MARKERS["other"])
-
-
-def dashes_of(method: str) -> object:
-    """A method's line style.
-
-    Args:
-        method: The method's name.
-
-    Returns:
-        A line style for matplotlib.
-    """
-    return _DASHES.get(method, _DASHES["other"])
 
 
 @contextmanager
@@ -87,7 +39,7 @@ def style() -> Iterator[None]:
         "grid.color": GRID,
         "grid.linewidth": 0.7,
         "legend.frameon": False,
-        "lines.linewidth": 1.6,
+        "lines.linewidth": 1.5,
         "svg.fonttype": "none",
         "svg.hashsalt": "latephase",
         "text.color": INK,

@@ -1,0 +1,77 @@
+"""A document's figures as CSV files and its tables as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from latephase.experiments.checkpoints import write_text
+from latephase.experiments.report.document import Document, Table
+
+
+def write_numbers(document: Document, folder: Path) -> None:
+    """Write `csv/<figure>.csv` for every figure and `tables.md` with every table.
+
+    CSV files of figures that the document does not have are left as they are.
+
+    Args:
+        document: The document.
+        folder: The run folder.
+
+    Raises:
+        ExperimentError: If a file cannot be written.
+    """
+    for figure in document.figures():
+        write_text(folder / "csv" / f"{figure.name}.csv", csv_text(figure.heads, figure.rows))
+    write_text(folder / "tables.md", to_markdown(document))
+
+
+def csv_text(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    r"""Numbers as CSV, unrounded; what is not known is an empty cell.
+
+    Args:
+        heads: Names of the columns.
+        rows: The numbers.
+
+    Returns:
+        The file's text.
+
+    Example:
+        >>> csv_text(["method", "error"], [["base", 0.25], ["swa", None]])
+        'method,error\nbase,0.25\nswa,\n'
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def to_markdown(document: Document) -> str:
+    """Every table of a document, under the headings of its sections.
+
+    Args:
+        document: The document.
+
+    Returns:
+        Markdown.
+    """
+    parts = [f"# {document.title}", document.facts]
+    for section in document.sections:
+        tables = [block for block in section.blocks if isinstance(block, Table)]
+        if tables:
+            parts += [f"## {section.title}", *(_table(table) for table in tables)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+    lines = [_row(table.heads), "|".join(["", *("---" for _ in table.heads), ""])]
+    lines += [_row(row) for row in table.rows]
+    note = f"\n\n{table.note}" if table.note else ""
+    return f"### {table.title}\n\n" + "\n".join(lines) + note
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
