@@ -14,6 +14,7 @@ from latephase.errors import LatePhaseError
 _COMMANDS = {
     "demo": ("latephase.experiments.commands:demo", "experiments", "compare all methods on digits, in two minutes"),
     "compare": ("latephase.experiments.commands:compare", "experiments", "compare methods on a recipe over seeds"),
+    "tune": ("latephase.experiments.tune:main", "experiments", "try a grid of settings, judged on validation images"),
     "train": ("latephase.experiments.commands:train", "experiments", "train one method with one seed"),
     "nqp": ("latephase.experiments.theory.command:main", "experiments", "the theory's figures and tables"),
     "recipes": ("latephase.experiments.commands:recipes", "experiments", "list the recipes"),
