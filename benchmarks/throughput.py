@@ -5,9 +5,6 @@ Prints a table; --json writes it with device, versions and commit.
 
 import argparse
 import json
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
@@ -16,6 +13,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 import latephase
+from environment import environment
 from latephase.experiments.models.wide_resnet import WideResNet
 from paired import Ratio, compare
 
@@ -123,20 +121,6 @@ def _sync(options: argparse.Namespace) -> Callable[[], None]:
     return torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
 
 
-def environment(options: argparse.Namespace) -> dict[str, object]:
-    """What the figures were measured on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cuda = options.device.startswith("cuda")
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "latephase": latephase.__version__,
-    }
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,8 +175,9 @@ def main() -> None:
     print(f"eval of the collapsed model / plain, samples per second: {ratio}")
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "json"}
+        measured = environment(torch.device(options.device))
         with open(options.json, "w") as file:
-            json.dump({"environment": environment(options), "settings": settings, "rows": rows}, file, indent=1)
+            json.dump({"environment": measured, "settings": settings, "rows": rows}, file, indent=1)
             file.write("\n")
 
 
