@@ -104,7 +104,8 @@ def test_a_minibatch_is_cropped_flipped_and_normalised_as_numpy_does_it() -> Non
     images, data = random_images(), Data(crop_padding=2, flip=True)
     batches = Batches(images, 8, seed=5, data=data, device=CPU)
     x, y = batches.at(7)  # the second epoch's third minibatch
-    index, top, left, mirrored = (draw[16:24].numpy() for draw in batches._draw(1))
+    order, draws = batches._draw(1)
+    index, top, left, mirrored = (draw[16:24].numpy() for draw in (order, draws.top, draws.left, draws.mirrored))
     raw = images.pixels.numpy().astype(np.float64)
     mean, std = raw.mean(axis=(0, 2, 3)), raw.std(axis=(0, 2, 3))
     padded = np.pad(raw, ((0, 0), (0, 0), (2, 2), (2, 2)))

@@ -82,7 +82,7 @@ def _setting(name: str, recipe: Recipe, methods: Sequence[str], seeds: Sequence[
         raise ExperimentError("methods = [] is not valid; it takes at least one method")
     pick_device(recipe.compute.device)
     split = load_split(recipe.data, seeds[0])
-    channels, _, size = split.train.pixels.shape[1:]
+    channels, _, size = split.train.shape
     build_model(recipe.model, classes=len(split.train.classes), channels=channels, size=size, seed=0)
     total = recipe.training.epochs * minibatches_per_epoch(split.train, recipe.training.batch_size)
     legs = [leg for seed in seeds for leg in plan_seed(recipe, methods, seed, total, folder / f"seed-{seed}")]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latephase.experiments.config import Recipe
-from latephase.experiments.data import Batches, Images, Split
+from latephase.experiments.data import AnyImages, Split, make_batches
 from latephase.experiments.device import pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods.method import Method, Reading
@@ -49,7 +49,7 @@ class Trajectory:
         self.recipe, self.split, self.seed = recipe, split, seed
         self.method, self.readings = method, list(readings)
         self.device = pick_device(recipe.compute.device)
-        self.batches = Batches(
+        self.batches = make_batches(
             split.train,
             recipe.training.batch_size,
             seed,
@@ -79,7 +79,7 @@ class Trajectory:
         Returns:
             A new model on the trajectory's device, in training mode.
         """
-        channels, _, size = self.split.train.pixels.shape[1:]
+        channels, _, size = self.split.train.shape
         model = build_model(
             self.recipe.model,
             classes=len(self.split.train.classes),
@@ -173,7 +173,7 @@ class Trajectory:
             finally:
                 self._rng = _rng_state()
 
-    def evaluate(self, images: Images) -> dict[str, float]:
+    def evaluate(self, images: AnyImages) -> dict[str, float]:
         """Score what the method predicts with: for late-phase training the averaged model.
 
         Args:

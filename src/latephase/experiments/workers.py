@@ -12,14 +12,14 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from latephase.experiments.config import Compute, Data
-from latephase.experiments.data import Images, hand_over
+from latephase.experiments.data import AnyImages, hand_over
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.legs import run_leg
 from latephase.experiments.plan import Leg
 
 # Called with the index of a leg and the minibatches it has trained on since the last call.
 OnProgress = Callable[[int, int], None]
-Sources = Sequence[tuple[Data, tuple[Images, Images | None]]]
+Sources = Sequence[tuple[Data, tuple[AnyImages, AnyImages | None]]]
 
 
 def default_workers(compute: Compute, device_type: str) -> int:

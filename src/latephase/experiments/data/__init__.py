@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import importlib
 
+import torch
+
 from latephase.experiments.config import Data
-from latephase.experiments.data.batches import Batches, minibatches_per_epoch
+from latephase.experiments.data.batches import Batches
 from latephase.experiments.data.images import Images
+from latephase.experiments.data.minibatches import Minibatches, minibatches_per_epoch
 from latephase.experiments.data.split import Split, split_images
+from latephase.experiments.data.stream_batches import StreamedBatches
+from latephase.experiments.data.streamed import StreamedImages
 from latephase.experiments.errors import unknown
 
 __all__ = [
     "SOURCES",
+    "AnyImages",
     "Batches",
     "Images",
+    "Minibatches",
     "Split",
+    "StreamedBatches",
+    "StreamedImages",
     "hand_over",
     "load_images",
     "load_split",
+    "make_batches",
     "minibatches_per_epoch",
     "source_of",
 ]
+
+AnyImages = Images | StreamedImages
 
 #: Every source by its name, and the function that reads it; its module is imported only when it is asked for.
 SOURCES = {
@@ -33,10 +45,10 @@ SOURCES = {
 
 
 # Sources that this process has read, so that the seeds and methods of a study decode the files once.
-_read: dict[Data, tuple[Images, Images | None]] = {}
+_read: dict[Data, tuple[AnyImages, AnyImages | None]] = {}
 
 
-def load_images(data: Data) -> tuple[Images, Images | None]:
+def load_images(data: Data) -> tuple[AnyImages, AnyImages | None]:
     """Read a source as it is, before anything is split.
 
     Args:
@@ -58,7 +70,7 @@ def load_images(data: Data) -> tuple[Images, Images | None]:
     return _read[source]
 
 
-def hand_over(data: Data, images: tuple[Images, Images | None]) -> None:
+def hand_over(data: Data, images: tuple[AnyImages, AnyImages | None]) -> None:
     """Give this process the images of a source, so that it need not read them itself.
 
     Args:
@@ -85,6 +97,30 @@ def load_split(data: Data, seed: int) -> Split:
     return split_images(images, test, data, seed if data.split_seed is None else data.split_seed)
 
 
+def make_batches(
+    images: AnyImages, batch_size: int, seed: int, data: Data, device: torch.device, *, channels_last: bool = False
+) -> Minibatches:
+    """The training minibatches of a seed, from memory or decoded on the way.
+
+    Args:
+        images: The training images.
+        batch_size: Images in a minibatch.
+        seed: Seed of order and augmentation.
+        data: The augmentation.
+        device: Where the minibatches are wanted.
+        channels_last: Memory format of the minibatches.
+
+    Returns:
+        The minibatches; number i is a function of the seed and i alone.
+
+    Raises:
+        ExperimentError: If there are fewer images than one minibatch takes.
+    """
+    if isinstance(images, StreamedImages):
+        return StreamedBatches(images, batch_size, seed, data, device, channels_last=channels_last)
+    return Batches(images, batch_size, seed, data, device, channels_last=channels_last)
+
+
 def source_of(data: Data) -> Data:
     """What of a recipe's data says where the images come from.
 
@@ -94,4 +130,13 @@ def source_of(data: Data) -> Data:
     Returns:
         The same for all settings that read the same images.
     """
-    return Data(name=data.name, train=data.train, test=data.test, image_size=data.image_size)
+    return Data(
+        name=data.name,
+        train=data.train,
+        test=data.test,
+        image_size=data.image_size,
+        resize=data.resize,
+        resident=data.resident,
+        resized_crop=data.resized_crop,
+        decode_threads=data.decode_threads,
+    )

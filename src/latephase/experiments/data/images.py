@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,12 @@ class Images:
         # containers have little.
         return _images_from_arrays, (self.pixels.numpy(), self.labels.numpy(), self.classes, self.source)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
     def take(self, index: Tensor) -> Images:
         """Some of the images.
 
@@ -55,6 +62,17 @@ class Images:
             Those images, in that order.
         """
         return Images(self.pixels[index], self.labels[index], self.classes, self.source)
+
+    def chunks(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in their order, some at a time.
+
+        Args:
+            n: Images at a time.
+
+        Yields:
+            Pixels, uint8 (n, channels, height, width), and labels, (n,); the last ones may be fewer.
+        """
+        yield from zip(self.pixels.split(n), self.labels.split(n), strict=True)
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over all pixels, of values from 0 to 1.

@@ -9,12 +9,13 @@ from torch import Generator, Tensor
 
 from latephase.experiments.config import Data
 from latephase.experiments.data.images import Images
+from latephase.experiments.data.streamed import StreamedImages
 from latephase.experiments.errors import ExperimentError
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one run.
+    """The images of one run, resident or streamed.
 
     Attributes:
         train: What is trained on; its labels may carry noise.
@@ -22,12 +23,12 @@ class Split:
         test: What the results are measured on.
     """
 
-    train: Images
-    validation: Images | None
-    test: Images
+    train: Images | StreamedImages
+    validation: Images | StreamedImages | None
+    test: Images | StreamedImages
 
 
-def split_images(images: Images, test: Images | None, data: Data, seed: int) -> Split:
+def split_images(images: Images | StreamedImages, test: Images | StreamedImages | None, data: Data, seed: int) -> Split:
     """Draw test set (where there is none), validation set and training subset, then the label noise.
 
     Every draw is class-balanced as far as the numbers allow. The labels of validation and test images stay as
