@@ -10,7 +10,7 @@ from latephase.evaluation.calibration import (
     fit_temperature,
     reliability_bins,
 )
-from latephase.evaluation.members import AverageAgainstEnsemble, compare_average, member_states
+from latephase.evaluation.members import AverageAgainstEnsemble, MemberComparison, compare_average, member_states
 from latephase.evaluation.metrics import Metrics
 from latephase.evaluation.noise import NoiseImages
 from latephase.evaluation.ood import Detection, collect_uncertainties, detect, detect_all, uncertainties
@@ -20,6 +20,7 @@ from latephase.evaluation.risk_coverage import RiskCoverage, RiskCoverageCurve, 
 __all__ = [
     "AverageAgainstEnsemble",
     "Detection",
+    "MemberComparison",
     "Metrics",
     "NoiseImages",
     "ReliabilityBin",

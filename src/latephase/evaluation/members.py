@@ -126,42 +126,87 @@ def compare_average(
         LatePhaseError: Before `start()` or after `collapse()`.
         LatePhaseValueError: No samples, or labels that do not fit the model's classes.
     """
-    count = late.members
-    scores = [Metrics() for _ in range(count + 2)]
-    differ = torch.zeros(count + 2, count + 2, dtype=torch.float64)
-    divergence = distance = 0.0
+    comparison = MemberComparison()
     for x, y in batches:
         with autocast or nullcontext():
             logits = late.predict(x)
         classified("compare_average", logits, y, members=True)
         with late.average() as model, evaluating(model), torch.no_grad(), autocast or nullcontext():
             averaged = model(x)
-        members = logits.double().log_softmax(dim=-1)
-        ensemble = members.logsumexp(dim=0) - math.log(count)
-        average = averaged.double().log_softmax(dim=-1)
-        log_p = torch.cat([members, ensemble[None], average[None]])
-        for metrics, predicted in zip(scores, log_p, strict=True):
-            metrics.update(predicted, y)
+        comparison.update(logits, averaged, y)
+    return comparison.compute()
+
+
+class MemberComparison:
+    """Adds up a comparison of members, their ensemble and one model over minibatches; only sums are kept.
+
+    `compare_average` does this for a late phase; here the predictions may come from anywhere.
+
+    Example:
+        >>> comparison = MemberComparison()
+        >>> members = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]])  # two members, one sample, two classes
+        >>> comparison.update(members, torch.tensor([[1.0, 0.5]]), torch.tensor([0]))
+        >>> comparison.compute().mean_disagreement
+        1.0
+    """
+
+    def __init__(self) -> None:
+        self._scores: list[Metrics] = []
+        self._differ = torch.zeros((), dtype=torch.float64)
+        self._divergence = self._distance = 0.0
+
+    def update(self, members: Tensor, average: Tensor, labels: Tensor) -> None:
+        """Add a minibatch.
+
+        Args:
+            members: The members' logits, (K, N, classes).
+            average: Logits of the one model that they are compared with, (N, classes).
+            labels: Class indices, (N,).
+
+        Raises:
+            LatePhaseValueError: Labels or shapes that do not fit.
+        """
+        classified("MemberComparison", members, labels, members=True)
+        classified("MemberComparison", average, labels)
+        each = members.double().log_softmax(dim=-1)
+        ensemble = each.logsumexp(dim=0) - math.log(len(each))
+        own = average.double().log_softmax(dim=-1)
+        log_p = torch.cat([each, ensemble[None], own[None]])
+        self._scores = self._scores or [Metrics() for _ in log_p]
+        for metrics, predicted in zip(self._scores, log_p, strict=True):
+            metrics.update(predicted, labels)
         classes = log_p.argmax(dim=-1)
-        differ += (classes[:, None] != classes[None]).sum(dim=-1).cpu()
-        divergence += float((ensemble.exp() * (ensemble - average)).sum())
-        distance += float((ensemble.exp() - average.exp()).abs().sum()) / 2
-    samples = scores[0].samples
-    if not samples:
-        raise LatePhaseValueError("compare_average: no samples; the data set is empty or its iterator is spent")
-    differ /= samples
-    each = [metrics.compute() for metrics in scores]
-    pairs = count * (count - 1)
-    return AverageAgainstEnsemble(
-        samples=samples,
-        members=count,
-        average=each[-1],
-        ensemble=each[-2],
-        member_mean={name: sum(score[name] for score in each[:count]) / count for name in each[0]},
-        agreement=1 - float(differ[-1, -2]),
-        divergence=divergence / samples,
-        distance=distance / samples,
-        from_average=tuple(differ[-1, :count].tolist()),
-        disagreement=tuple(tuple(row) for row in differ[:count, :count].tolist()),
-        mean_disagreement=float(differ[:count, :count].sum()) / pairs if pairs else None,
-    )
+        self._differ = self._differ + (classes[:, None] != classes[None]).sum(dim=-1).cpu()
+        p = ensemble.exp()
+        # Where the ensemble's probability is 0 so is its part of the divergence.
+        self._divergence += float(torch.where(p > 0, p * (ensemble - own), 0.0).sum())
+        self._distance += float((p - own.exp()).abs().sum()) / 2
+
+    def compute(self) -> AverageAgainstEnsemble:
+        """The comparison of everything added so far.
+
+        Returns:
+            Scores of all, and how much they disagree.
+
+        Raises:
+            LatePhaseValueError: Nothing was added.
+        """
+        if not self._scores:
+            raise LatePhaseValueError("compare_average: no samples; the data set is empty or its iterator is spent")
+        samples, count = self._scores[0].samples, len(self._scores) - 2
+        differ = self._differ / samples
+        each = [metrics.compute() for metrics in self._scores]
+        pairs = count * (count - 1)
+        return AverageAgainstEnsemble(
+            samples=samples,
+            members=count,
+            average=each[-1],
+            ensemble=each[-2],
+            member_mean={name: sum(score[name] for score in each[:count]) / count for name in each[0]},
+            agreement=1 - float(differ[-1, -2]),
+            divergence=self._divergence / samples,
+            distance=self._distance / samples,
+            from_average=tuple(differ[-1, :count].tolist()),
+            disagreement=tuple(tuple(row) for row in differ[:count, :count].tolist()),
+            mean_disagreement=float(differ[:count, :count].sum()) / pairs if pairs else None,
+        )

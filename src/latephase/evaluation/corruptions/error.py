@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,11 @@ class CorruptionErrors(Result):
     Attributes:
         source: Which corruptions, for example `OWN_SET` or "CIFAR-10-C".
         samples: Samples of each kind and severity.
-        errors: For each kind, the error (a fraction) at severities 1 to 5.
+        errors: For each kind, the error (a fraction) at each severity.
         mean: The mean over all kinds and severities, each counted once.
         by_severity: The mean over kinds at each severity.
         clean: The error on the uncorrupted data, if it was given.
+        severities: Which severities; all five unless a choice was asked for.
     """
 
     source: str
@@ -34,10 +35,15 @@ class CorruptionErrors(Result):
     mean: float
     by_severity: tuple[float, ...]
     clean: float | None
+    severities: tuple[int, ...] = tuple(range(1, SEVERITIES + 1))
 
 
 def corruption_errors(
-    classify: Callable[[Tensor], Tensor], sets: Iterable[CorruptedSet], source: str, clean: float | None = None
+    classify: Callable[[Tensor], Tensor],
+    sets: Iterable[CorruptedSet],
+    source: str,
+    clean: float | None = None,
+    severities: Sequence[int] = tuple(range(1, SEVERITIES + 1)),
 ) -> CorruptionErrors:
     """Errors of a model on every set, one minibatch at a time.
 
@@ -47,16 +53,20 @@ def corruption_errors(
         sets: `builtin_sets(...)` or `published_sets(...)`.
         source: What to call these corruptions in results.
         clean: The model's error on the uncorrupted data, a fraction.
+        severities: The severities that every kind is there at. Means over other than all five are no published ones.
 
     Returns:
         The errors.
 
     Raises:
-        LatePhaseValueError: No sets, an empty one, one given twice, a kind without all five severities, sets of
+        LatePhaseValueError: No sets, an empty one, one given twice, a kind without all severities, sets of
             different sizes, or labels that do not fit the model's classes.
     """
     if clean is not None and not 0 <= clean <= 1:
         raise LatePhaseValueError(f"corruption_errors: clean {clean}; it is an error rate from 0 to 1")
+    wanted = sorted(set(severities))
+    if not wanted or not set(wanted) <= set(range(1, SEVERITIES + 1)):
+        raise LatePhaseValueError(f"corruption_errors: severities {tuple(severities)}; use some of 1 to {SEVERITIES}")
     found: dict[str, dict[int, float]] = {}
     sizes: set[int] = set()
     for part in sets:
@@ -76,15 +86,15 @@ def corruption_errors(
     if not found:
         raise LatePhaseValueError("corruption_errors: no sets; pass builtin_sets(...) or published_sets(...)")
     for kind, errors in found.items():
-        if sorted(errors) != list(range(1, SEVERITIES + 1)):
-            raise LatePhaseValueError(
-                f"corruption_errors: {kind} at severities {sorted(errors)}; all of 1 to {SEVERITIES} are needed"
-            )
+        if sorted(errors) != wanted:
+            needed = f"all of 1 to {SEVERITIES}" if len(wanted) == SEVERITIES else f"severities {wanted}"
+            raise LatePhaseValueError(f"corruption_errors: {kind} at severities {sorted(errors)}; {needed} are needed")
     if len(sizes) > 1:
         raise LatePhaseValueError(f"corruption_errors: sets of {sorted(sizes)} images; all must hold the same images")
-    table = {kind: tuple(errors[s] for s in range(1, SEVERITIES + 1)) for kind, errors in found.items()}
+    table = {kind: tuple(errors[s] for s in wanted) for kind, errors in found.items()}
     by_severity = tuple(sum(column) / len(table) for column in zip(*table.values(), strict=True))
-    return CorruptionErrors(source, sizes.pop(), table, sum(by_severity) / SEVERITIES, by_severity, clean)
+    mean = sum(by_severity) / len(wanted)
+    return CorruptionErrors(source, sizes.pop(), table, mean, by_severity, clean, tuple(wanted))
 
 
 @dataclass(frozen=True)
@@ -130,11 +140,12 @@ def relative_errors(model: CorruptionErrors, base: CorruptionErrors) -> Relative
         >>> relative_errors(errors, errors).mce
         1.0
     """
-    if (model.source, model.samples, set(model.errors)) != (base.source, base.samples, set(base.errors)):
+    if _sets(model) != _sets(base):
         raise LatePhaseValueError(
             f"relative_errors: the model's errors are on {model.source} ({model.samples} samples, "
-            f"{', '.join(sorted(model.errors))}), the base's on {base.source} ({base.samples} samples, "
-            f"{', '.join(sorted(base.errors))}); both must be on the same sets"
+            f"{', '.join(sorted(model.errors))}, severities {model.severities}), the base's on {base.source} "
+            f"({base.samples} samples, {', '.join(sorted(base.errors))}, severities {base.severities}); both must be "
+            "on the same sets"
         )
     perfect = [kind for kind, errors in base.errors.items() if not sum(errors)]
     if perfect:
@@ -149,10 +160,14 @@ def relative_errors(model: CorruptionErrors, base: CorruptionErrors) -> Relative
     )
 
 
+def _sets(errors: CorruptionErrors) -> tuple[object, ...]:
+    return errors.source, errors.samples, set(errors.errors), errors.severities
+
+
 def _beyond_clean(model: CorruptionErrors, base: CorruptionErrors) -> dict[str, float]:
     if model.clean is None or base.clean is None:
         return {}
-    lost = {kind: sum(errors) - SEVERITIES * base.clean for kind, errors in base.errors.items()}
+    lost = {kind: sum(errors) - len(errors) * base.clean for kind, errors in base.errors.items()}
     if min(lost.values()) <= 0:
         return {}
-    return {kind: (sum(errors) - SEVERITIES * model.clean) / lost[kind] for kind, errors in model.errors.items()}
+    return {kind: (sum(errors) - len(errors) * model.clean) / lost[kind] for kind, errors in model.errors.items()}
