@@ -66,6 +66,7 @@ def test_a_wide_resnet_starts_every_block_with_activation_and_ends_with_one() ->
         "groups.0.0.conv1",
         "groups.0.0.norm2",
         "groups.0.0.relu",
+        "groups.0.0.dropout",
         "groups.0.0.conv2",
     ]
     assert seen[-3:] == ["norm", "relu", "classifier"]

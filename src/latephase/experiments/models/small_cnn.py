@@ -9,7 +9,7 @@ class SmallCNN(nn.Module):
     """3x3 convolutions with BatchNorm and ReLU and one Linear layer.
 
     Each convolution but the last is followed by 2x2 pooling while the images are larger than 4 pixels; what is then
-    still larger is averaged down to 4x4.
+    still larger is averaged down to 4x4. A dropout layer of rate 0, which does nothing, stands before the classifier.
 
     Args:
         classes: Number of classes.
@@ -36,6 +36,7 @@ class SmallCNN(nn.Module):
         if size > 4:
             layers.append(nn.AdaptiveAvgPool2d(4))
         self.features = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(0.0)
         self.classifier = nn.Linear(width * min(size, 4) ** 2, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,4 +48,4 @@ class SmallCNN(nn.Module):
         Returns:
             Logits, (N, classes).
         """
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(self.dropout(self.features(x).flatten(1)))

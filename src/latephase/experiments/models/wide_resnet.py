@@ -8,6 +8,8 @@ from torch import Tensor, nn
 class WideResNet(nn.Module):
     """WRN-depth-width: three groups of basic blocks with 16, 32 and 64 times `width` channels.
 
+    Between the two convolutions of a block stands a dropout layer of rate 0, which does nothing until it is set.
+
     Args:
         depth: 6 n + 4 layers, for n blocks in each group.
         width: Widening factor.
@@ -62,6 +64,7 @@ class _Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(n_in)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(n_out)
+        self.dropout = nn.Dropout(0.0)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False) if n_in != n_out or stride != 1 else None
@@ -69,4 +72,4 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.norm1(x))
         left = x if self.shortcut is None else self.shortcut(active)
-        return left + self.conv2(self.relu(self.norm2(self.conv1(active))))
+        return left + self.conv2(self.dropout(self.relu(self.norm2(self.conv1(active)))))
