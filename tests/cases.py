@@ -1,6 +1,6 @@
 """The table that the core's tests share: models x families x optimizers x base_gradient x start.
 
-The full product has 1,080 rows. `covering(strength)` picks, by a fixed rule, few of them such that every
+The full product has 1,260 rows. `covering(strength)` picks, by a fixed rule, few of them such that every
 combination of the values of any `strength` columns still occurs: with 2 every pair (for example each
 optimizer with each model), with 3 every triple. Each test says which it takes. Add a row to a dictionary
 here, and every test has it.
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 import latephase
 from latephase.reference import Reference
-from zoo import MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, factor, inputs
+from zoo import HYPERNETWORK, MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, combine, factor, inputs
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, lr=0.1, **kw),
@@ -27,7 +27,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": lambda p, **kw: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.05, **kw),
     "rmsprop": lambda p, **kw: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, **kw),
 }
-FAMILIES = ("norm", "head", "norm+head", "parameters", "full", "rank-one")
+FAMILIES = ("norm", "head", "norm+head", "parameters", "full", "rank-one", "hypernetwork")
+FACTORED = ("rank-one", "hypernetwork", "hypernetwork-few", "hypernetwork-anew")  # families that add factors
 GAMMAS: tuple[str | float, ...] = ("sum", "mean", 0.3)
 STARTS = (0, 3)  # minibatches of ordinary training before the members come to life
 
@@ -62,6 +63,9 @@ class Case:
             "parameters": [latephase.Parameters(*PATTERNS[self.model])],
             "full": ["full"],
             "rank-one": [latephase.RankOne(names=RANK_ONE.get(self.model))],
+            "hypernetwork": [latephase.Hypernetwork(names=HYPERNETWORK[self.model])],
+            "hypernetwork-few": [latephase.Hypernetwork(names=HYPERNETWORK[self.model], templates=2)],
+            "hypernetwork-anew": [latephase.Hypernetwork(names=HYPERNETWORK[self.model], templates=2, keep=False)],
         }
         return table[self.family]
 
@@ -73,13 +77,14 @@ class Case:
         head = [UNTIED_HEAD.get(self.model, linears[-1])]
         owners = {"norm": norms, "head": head, "norm+head": norms + head}.get(self.family, [])
         names = {name for name, _ in model.named_parameters()}
-        if self.family == "rank-one":
+        if self.family in FACTORED:
+            ranked = self.family == "rank-one"
+            patterns = RANK_ONE.get(self.model, ["*"]) if ranked else HYPERNETWORK[self.model]
             return {
                 f"{name}.parametrizations.weight.0.{kind}"
                 for name, module in model.named_modules()
-                if isinstance(module, nn.Linear | nn.Conv2d)
-                and any(fnmatchcase(name, pattern) for pattern in RANK_ONE.get(self.model, ["*"]))
-                for kind in ("row", "column")
+                if isinstance(module, nn.Linear | nn.Conv2d) and any(fnmatchcase(name, p) for p in patterns)
+                for kind in (("row", "column") if ranked else ("embedding",))
             }
         if self.family == "parameters":
             return {n for n in names if any(fnmatchcase(n, pattern) for pattern in PATTERNS[self.model])}
@@ -96,10 +101,12 @@ class Case:
         return model, optimizer, late
 
     def factored(self) -> nn.Module:
-        """The model; with the rank-one family one with factors, written here and not in the library."""
+        """The model; with families that add factors one with factors, written here and not in the library."""
         model = self.plain()
         if self.family == "rank-one":
             factor(model, RANK_ONE.get(self.model, ["*"]))
+        elif self.family in FACTORED:  # the factors begin with the library's values, which other tests judge
+            combine(model, self.attach()[0])
         return model
 
     def reference(self, **options) -> tuple[nn.Module, Optimizer, Reference]:
@@ -157,7 +164,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def plain_tensors(average: nn.Module) -> dict[str, Tensor]:
-    """The reference's average with the plain model's keys: rank-one factors are folded into their weight."""
+    """The reference's average with the plain model's keys: factors are folded into their weight."""
     for module in average.modules():
         if nn.utils.parametrize.is_parametrized(module, "weight"):
             nn.utils.parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import latephase
-from cases import OPTIMIZERS, Case, tensors, train
+from cases import FACTORED, OPTIMIZERS, Case, tensors, train
 
 WORLD, TURNS = 2, 7
 SAME = [
@@ -21,6 +21,7 @@ SAME = [
     Case(model="ln_mlp", family="full", optimizer="adamw", gamma="mean", start=0),
     Case(model="ln_mlp", family="rank-one", optimizer="sgd", start=2),
     Case(model="bn_cnn", family="norm+head", optimizer="nesterov", start=2),
+    Case(model="ln_mlp", family="hypernetwork", optimizer="nesterov", start=2),
 ]
 SPREAD = [
     Case(model="ln_mlp", optimizer="adamw", members=4, start=2),
@@ -28,6 +29,7 @@ SPREAD = [
     Case(model="bn_cnn", family="rank-one", optimizer="sgd", members=4, start=0),
     Case(model="ln_mlp", family="full", optimizer="rmsprop", gamma=0.3, members=2, start=2),
     Case(model="tied", family="norm", optimizer="adam", members=6, start=2),
+    Case(model="bn_cnn", family="hypernetwork", optimizer="sgd", members=4, start=0),
 ]
 
 
@@ -193,7 +195,7 @@ def scenarios() -> dict[str, Callable[[int], object]]:
     table: dict[str, Callable[[int], object]] = {"modes": modes, "one pass": one_pass}
     for index in range(len(SAME)):
         for wrap in ("plain", "views"):
-            for order in ("inside",) if SAME[index].family == "rank-one" else ("inside", "outside"):
+            for order in ("inside",) if SAME[index].family in FACTORED else ("inside", "outside"):
                 table[f"same {index} {wrap} {order}"] = lambda r, a=(index, wrap, order): same_member(r, *a)
     for index, case in enumerate(SPREAD):
         turns = 5 * case.members // WORLD

@@ -73,7 +73,7 @@ def test_compiled_equals_eager_and_compiles_once(model_name: str, when: str) -> 
     assert counter.frame_count == 1  # before the start, for every member, in every round
 
 
-@pytest.mark.parametrize("family", ["norm+head", "full", "rank-one"])
+@pytest.mark.parametrize("family", ["norm+head", "full", "rank-one", "hypernetwork"])
 def test_evaluation_adds_one_compilation(family: str) -> None:
     case = Case(family=family)
     counter = CompileCounterWithBackend("aot_eager")

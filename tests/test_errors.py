@@ -35,9 +35,14 @@ ARGUMENTS = [
     ({"weights": [latephase.Head("nonsense")]}, r"nonsense.*fc"),
     ({"weights": [latephase.Head("act1")]}, r"act1.*fc"),
     ({"weights": [latephase.RankOne(names=["nothing*"])]}, "nothing"),
+    ({"weights": [latephase.Hypernetwork(names=["nothing*"])]}, "nothing.*conv1"),
+    ({"weights": [latephase.Hypernetwork(names="conv*", split=4)]}, r"split=4.*conv1.*2 input channels.*1, 2"),
+    ({"weights": [latephase.Hypernetwork(split=3)]}, r"split=3.*conv2 \(4\)"),
     ({"weights": ["norm", latephase.Parameters("bn1.weight")]}, r"bn1\.weight"),
     ({"weights": ["norm", "full"]}, "bn1"),
     ({"weights": ["head", latephase.RankOne()]}, "fc"),
+    ({"weights": ["head", latephase.Hypernetwork(names="fc")]}, "fc"),
+    ({"weights": [latephase.Hypernetwork(), latephase.RankOne(names="conv3")]}, "conv3"),
     ({"weights": ["norm", "norm"]}, "bn1"),
     ({"noise": -0.1}, r"noise.*-0\.1"),
     ({"noise": float("nan")}, r"noise.*nan"),
@@ -69,6 +74,8 @@ def test_bad_arguments_name_the_thing_and_change_nothing(arguments: dict, words:
         (["head"], nn.Sequential(nn.Conv1d(2, 2, 1)), "Linear"),
         (["full"], nn.Sequential(nn.ReLU()), "parameters"),
         ([latephase.RankOne(nn.Conv2d)], nn.Sequential(nn.Linear(2, 2)), "Conv2d"),
+        (["hypernetwork"], nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), r"first and the last.*0, 1.*names"),
+        ([latephase.Hypernetwork(nn.Conv2d)], nn.Sequential(nn.Linear(2, 2)), "Conv2d"),
     ],
 )
 def test_weights_that_match_nothing_list_what_the_model_has(weights, model, words) -> None:

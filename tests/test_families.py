@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import latephase
-from cases import EVERY, Case, assert_same, run, tensors, train
-from latephase import Full, Head, Normalization, Parameters, RankOne
+from cases import EVERY, FACTORED, Case, assert_same, run, tensors, train
+from latephase import Full, Head, Hypernetwork, Normalization, Parameters, RankOne
 
 
 @pytest.mark.parametrize("case", EVERY, ids=str)
@@ -59,6 +59,7 @@ def test_norm_covers_every_kind_of_norm(layer: nn.Module, expected: list[str]) -
 def test_names_and_objects_mean_the_same() -> None:
     for name, family in (("norm", Normalization()), ("head", Head()), ("full", Full()), ("rank-one", RankOne())):
         assert late_names(Case().plain(), name) == late_names(Case().plain(), family)
+    assert late_names(Case().plain(), "hypernetwork") == late_names(Case().plain(), Hypernetwork())
     assert latephase.LatePhase(Case().plain(), weights="norm").late_names() == late_names(Case().plain(), "norm")
     defaults = latephase.LatePhase(Case().plain())
     assert defaults.members == 10
@@ -105,7 +106,7 @@ def test_a_tied_parameter_is_one_tensor_with_all_its_owners() -> None:
 
 
 @pytest.mark.parametrize("when", ["attached", "late", "collapsed"])
-@pytest.mark.parametrize("case", [c for c in EVERY if c.family in ("rank-one", "norm+head", "parameters")], ids=str)
+@pytest.mark.parametrize("case", [c for c in EVERY if c.family in ("norm+head", "parameters", *FACTORED)], ids=str)
 def test_keys_in_are_keys_out_in_the_same_order(case: Case, when: str) -> None:
     model, _, late = case.attach()
     if when != "attached":
@@ -120,7 +121,7 @@ def test_keys_in_are_keys_out_in_the_same_order(case: Case, when: str) -> None:
     torch.testing.assert_close(plain.eval()(batch[0]), model.eval()(batch[0]), rtol=1e-12, atol=1e-12)
     other = case.plain(seed=8).state_dict()  # and the plain model's checkpoint loads strictly into this one
     model.load_state_dict(other, strict=True)
-    assert_same(dict(model.state_dict()), dict(other))
+    assert_same(dict(model.state_dict()), dict(other), 1e-15 if case.family == "hypernetwork" else 0.0)
 
 
 RANKED = [c for c in EVERY if c.family == "rank-one"]

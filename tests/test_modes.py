@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import latephase
-from cases import EVERY, Case, assert_same, run, tensors, train
+from cases import EVERY, FACTORED, Case, assert_same, run, tensors, train
 
 
 @pytest.mark.parametrize("case", EVERY, ids=str)
@@ -142,7 +142,7 @@ def test_a_user_who_freezes_batchnorm_in_train_is_heard() -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "pinned"])
-@pytest.mark.parametrize("family", ["norm+head", "parameters", "full", "rank-one"])
+@pytest.mark.parametrize("family", ["norm+head", "parameters", "full", "rank-one", "hypernetwork"])
 def test_a_deepcopy_is_an_ordinary_model_that_holds_the_average(family: str, mode: str) -> None:
     case = Case(family=family)
     model, optimizer, late = run(case, 4)
@@ -169,7 +169,7 @@ def test_a_deepcopy_is_an_ordinary_model_that_holds_the_average(family: str, mod
     train(case, model, optimizer, case.batches(3, first=7))
     late.collapse()
     assert_same(dict(twin.state_dict()), after)
-    if family != "rank-one":  # the copy keeps its factors, which a second phase would take for foreign ones
+    if family not in FACTORED:  # the copy keeps its factors, which a second phase would take for foreign ones
         second = latephase.LatePhase(twin, members=2, weights=case.weights())
         second.start()
 
@@ -204,6 +204,20 @@ def test_a_model_that_loads_plain_weights_gives_them_to_every_member() -> None:
         with late.member(k):
             assert_same(tensors(model), {name: other[name] for name in tensors(model)})
     train(case, model, optimizer, case.batches(3))
+
+
+@pytest.mark.parametrize("family", ["norm+head", "full", "rank-one", "hypernetwork"])
+def test_loaded_values_reach_every_member_also_where_one_has_them_already(family: str) -> None:
+    """After the first turn member 1, in the model now, has the initial values still, and member 0 has not."""
+    case = Case(family=family, start=0)
+    plain = case.plain().state_dict()
+    model, _, late = run(case, 1)
+    model.load_state_dict(plain)
+    for k in range(3):
+        with late.member(k):
+            state = {name: tensor.clone() for name, tensor in copy.deepcopy(model).state_dict().items()}
+            assert_same(state, dict(plain), 1e-15)
+    assert_same(dict(late.averaged_state_dict()), dict(plain), 1e-15)
 
 
 def test_memory_is_released_with_the_phase() -> None:

@@ -73,7 +73,7 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("family", ["norm", "norm+head", "parameters", "full", "rank-one"])
+@pytest.mark.parametrize("family", ["norm", "norm+head", "parameters", "full", "rank-one", "hypernetwork"])
 @pytest.mark.parametrize("model_name", ["bn_cnn", "wrn_10_1"])
 def test_each_convolution_runs_once_per_round(model_name: str, family: str) -> None:
     case = Case(model=model_name, family=family)

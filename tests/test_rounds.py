@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cases import (
     EVERY,
+    FACTORED,
     OPTIMIZERS,
     PAIRS,
     TRIPLES,
@@ -123,7 +124,7 @@ ONE = [
 def test_one_member_is_plain_training_bit_for_bit(case: Case, gamma: str) -> None:
     case = replace(case, gamma=gamma)
     model, optimizer, late = _phase(case, 6, start=2)
-    if case.family == "rank-one":  # plain training of the model with one member's factors
+    if case.family in FACTORED:  # plain training of the model with one member's factors
         expected, theirs, _ = _phase(case, 6, start=None)
     else:
         expected, theirs = _plain(case, 6)
@@ -132,7 +133,7 @@ def test_one_member_is_plain_training_bit_for_bit(case: Case, gamma: str) -> Non
     assert_same(dict(late.averaged_state_dict()), dict(expected.state_dict()))
 
 
-@pytest.mark.parametrize("case", [c for c in ONE if c.family != "rank-one"], ids=str)
+@pytest.mark.parametrize("case", [c for c in ONE if c.family not in FACTORED], ids=str)
 def test_before_the_start_nothing_is_touched(case: Case) -> None:
     case = replace(case, members=3)
     model, optimizer, late = _phase(case, 4, start=None)

@@ -52,6 +52,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
         ("ln_mlp", [latephase.Parameters("*.bias")]),
         ("ln_mlp", ["full"]),
         ("ln_mlp", [latephase.RankOne()]),
+        ("ln_mlp", [latephase.Hypernetwork(names=["0", "3"])]),
     ],
 )
 def test_a_backward_after_the_member_changed_is_loud_or_right(model_name, weights, change) -> None:

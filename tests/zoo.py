@@ -141,6 +141,16 @@ PATTERNS = {
 }
 UNTIED_HEAD = {"tied": "mix"}  # "head" itself would be the tied decoder, and is refused
 RANK_ONE = {"tied": ["mix"]}  # names of modules; everywhere else all linear and convolutional ones
+# What the family Hypernetwork takes: layers of different width that share templates, grouped convolutions, layers
+# of a packed block, a single layer.
+HYPERNETWORK = {
+    "bn_cnn": ["conv[12]", "conv3"],
+    "wrn_10_1": ["blocks.*.conv?"],
+    "ln_mlp": ["0", "3"],
+    "transformer": ["block.linear?", "block.self_attn.out_proj"],
+    "gn_cnn": ["conv?"],
+    "tied": ["mix"],
+}
 
 _SHAPES = {
     "bn_cnn": (2, 6, 6),
@@ -183,3 +193,39 @@ def factor(model: nn.Module, patterns: Sequence[str]) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear | nn.Conv2d) and any(fnmatchcase(name, p) for p in patterns):
             nn.utils.parametrize.register_parametrization(module, "weight", RankOneByHand(module.weight))
+
+
+class BankByHand(nn.Module):
+    def __init__(self, templates: Tensor) -> None:
+        super().__init__()
+        self.templates = nn.Parameter(templates.clone())
+
+
+class CombinationByHand(nn.Module):
+    """The hypernetwork family's parametrization, for the reference: R + sum_j phi_bj T_j, one block after the other."""
+
+    def __init__(self, embedding: Tensor, bank: BankByHand) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(embedding.clone())
+        self.bank = bank
+        self.register_buffer("initial", embedding.clone())
+
+    def forward(self, residual: Tensor) -> Tensor:
+        templates = self.bank.templates
+        made = [sum(row[j] * templates[j] for j in range(len(templates))) for row in self.embedding]
+        return residual + torch.cat(made, dim=1)
+
+
+def combine(model: nn.Module, like: nn.Module) -> None:
+    """Puts hypernetwork factors on the layers that have them in another model, with that model's values."""
+    banks: dict[nn.Parameter, BankByHand] = {}
+    for name, module in like.named_modules():
+        if nn.utils.parametrize.is_parametrized(module, "weight"):
+            theirs, mine = module.parametrizations.weight, model.get_submodule(name)
+            templates = theirs[0].bank.templates
+            bank = banks.setdefault(templates, BankByHand(templates.detach()))
+            made = CombinationByHand(theirs[0].embedding.detach(), bank)
+            nn.utils.parametrize.register_parametrization(mine, "weight", made, unsafe=True)
+            with torch.no_grad():
+                mine.parametrizations.weight.original.copy_(theirs.original)
+            mine.parametrizations.weight.original.requires_grad_(theirs.original.requires_grad)

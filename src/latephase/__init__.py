@@ -2,7 +2,7 @@
 
 from ._version import __version__
 from .errors import LatePhaseError, LatePhaseValueError
-from .families import Family, Full, Head, Normalization, Parameters, RankOne
+from .families import Family, Full, Head, Hypernetwork, Normalization, Parameters, RankOne
 from .phase import LatePhase
 from .statistics import recompute_statistics
 
@@ -10,6 +10,7 @@ __all__ = [
     "Family",
     "Full",
     "Head",
+    "Hypernetwork",
     "LatePhase",
     "LatePhaseError",
     "LatePhaseValueError",

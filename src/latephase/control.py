@@ -121,12 +121,12 @@ class Loading(_Hook):
 class Loaded(_Hook):
     """Load hook of the model: tells the phase that other weights are in it now."""
 
-    def __init__(self, loaded: Callable[[list[str]], None]) -> None:
+    def __init__(self, loaded: Callable[[], None]) -> None:
         self.loaded = loaded
 
-    def __call__(self, _: nn.Module, incompatible: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         """Pass it on."""
-        self.loaded(incompatible.missing_keys)
+        self.loaded()
 
 
 class BackwardGuard(_Hook):

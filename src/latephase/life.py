@@ -190,9 +190,9 @@ class Life:
 
     def _loading(self) -> None:
         if self.stage is not None:
-            self.stage.members.park()
+            self.stage.members.expect()
 
-    def _loaded(self, missing: list[str]) -> None:
+    def _loaded(self) -> None:
         if self.stage is not None:
-            self.stage.members.replace(missing)
+            self.stage.members.replace()
         self.again()

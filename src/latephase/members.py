@@ -1,6 +1,6 @@
 """The members: their values parked in stacks, one of them (or their average) in the model's own tensors."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -129,7 +129,7 @@ class Members:
         self._swap = swap
         self._kept: list[Tensor] = []
         self._average: list[Tensor] | None = None
-        self._seen = self._versions()
+        self._seen = self._expecting = self._versions()
 
     def _versions(self) -> tuple[int, ...]:
         # In-place operations count themselves; a BatchNorm updates its statistics uncounted, but counts its batches.
@@ -205,20 +205,20 @@ class Members:
                 stack.copy_(stack.to(precise) + scale * drawn)
         self.changed()
 
-    def replace(self, missing: Collection[str]) -> None:
-        """Give every member the values that somebody has loaded into the model; `park` came before that.
+    def expect(self) -> None:
+        """Prepare for values that are about to be loaded into the model."""
+        self.park()
+        self._expecting = self._versions()
 
-        Args:
-            missing: keys that were not loaded, each perhaps with a prefix.
-        """
-        before = self._averages() if self.content == AVERAGE else [stack[self.content] for stack in self.stacks]
-        with torch.no_grad():
-            for name, stack, tensor, old in zip(self.names, self.stacks, self.live, before, strict=False):
-                absent = any(key == name or key.endswith(f".{name}") for key in missing)
-                if not absent and not torch.equal(tensor, old):
-                    stack.copy_(tensor.unsqueeze(0))
-            if self.content == AVERAGE:
-                self._kept = [tensor.clone() for tensor in self.shared]
+    @torch.no_grad()
+    def replace(self) -> None:
+        """Give every member the values that somebody has loaded into the model; `expect` came before that."""
+        # What is loaded is written in place, also where it equals what was there; what is left out is not.
+        for stack, tensor, version in zip(self.stacks, self.live, self._expecting, strict=False):
+            if tensor._version != version:
+                stack.copy_(tensor.unsqueeze(0))
+        if self.content == AVERAGE:
+            self._kept = [tensor.clone() for tensor in self.shared]
         self.changed()
         self.version += 1
 

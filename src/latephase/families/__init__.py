@@ -7,11 +7,18 @@ from torch import nn
 from ..errors import LatePhaseValueError
 from ._family import Family, Installation, listing
 from .head import Head
+from .hypernetwork import Hypernetwork
 from .normalization import Normalization
 from .parameters import Full, Parameters
 from .rank_one import RankOne
 
-NAMES: dict[str, type[Family]] = {"norm": Normalization, "head": Head, "full": Full, "rank-one": RankOne}
+NAMES: dict[str, type[Family]] = {
+    "norm": Normalization,
+    "head": Head,
+    "full": Full,
+    "rank-one": RankOne,
+    "hypernetwork": Hypernetwork,
+}
 """Short names for `LatePhase(weights=[...])`."""
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "Family",
     "Full",
     "Head",
+    "Hypernetwork",
     "Installation",
     "Normalization",
     "Parameters",

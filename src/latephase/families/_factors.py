@@ -21,13 +21,20 @@ from ._family import Installation, listing
 class Factors(nn.Module, ABC):
     """The factors of one weight: a parametrization whose Parameters are late-phase weights."""
 
+    base: tuple[str, ...] = ()
+    """Names of the Parameters that are not late-phase: base weights, which several weights may share."""
+
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """Compose the effective weight from the base weight and the factors."""
 
     @abstractmethod
     def neutral(self) -> dict[str, Tensor]:
-        """Values of the factors, by name, with which the effective weight is the base weight, bit for bit."""
+        """Values of the factors, by name, beside which any weight can be loaded as it is; see `beside_neutral`."""
+
+    def beside_neutral(self, weight: Tensor) -> Tensor:
+        """The base weight that with neutral factors makes the given effective weight: the same, if not overridden."""
+        return weight
 
 
 def factors_of(module: nn.Module, tensor: str) -> Factors:
@@ -68,7 +75,7 @@ class _SaveFolded:
 
 @dataclass
 class _LoadPlain:
-    """Load hook: a plain weight becomes the base weight, beside factors that change nothing."""
+    """Load hook: a plain weight becomes the base weight, beside neutral factors."""
 
     tensors: tuple[str, ...]
 
@@ -77,8 +84,10 @@ class _LoadPlain:
         for tensor in self.tensors:
             if prefix + tensor in state:
                 inner = f"{prefix}parametrizations.{tensor}."
-                state[f"{inner}original"] = state.pop(prefix + tensor)
-                for name, value in factors_of(module, tensor).neutral().items():
+                factors = factors_of(module, tensor)
+                with torch.no_grad():
+                    state[f"{inner}original"] = factors.beside_neutral(state.pop(prefix + tensor))
+                for name, value in factors.neutral().items():
                     state[f"{inner}0.{name}"] = value
 
 
@@ -106,7 +115,8 @@ class FactoredModule:
             inner = f"{dot}parametrizations.{tensor}."
             installation.plain[f"{inner}original"] = weight
             for name, factor in factors.named_parameters():
-                installation.parameters[f"{inner}0.{name}"] = factor
+                kind = installation.plain if name in factors.base else installation.parameters
+                kind[f"{inner}0.{name}"] = factor
                 installation.weight_of[factor] = weight
         tensors = tuple(self.factors)
         self.handles = (
@@ -152,9 +162,11 @@ def install_all(factored: list[FactoredModule]) -> Installation:
         for module in factored:
             part = module.install()
             parts.append(part)
+            # What several weights share is known by its first name, and joins the optimizer group of the first.
+            shared = set(whole.weight_of)
             whole.parameters.update(part.parameters)
-            whole.weight_of.update(part.weight_of)
-            whole.plain.update(part.plain)
+            whole.weight_of = part.weight_of | whole.weight_of
+            whole.plain.update((name, p) for name, p in part.plain.items() if p not in shared)
             whole.rules.extend(part.rules)
     except BaseException:
         remove()

@@ -30,6 +30,7 @@ class Installation:
         rules: averages other than the mean, each with the names it covers.
         fold: bakes the factors that are in the model into the plain weights and takes the factors out.
         remove: takes the factors out and leaves the plain weights as they are (the way back from a failed attachment).
+        commit: writes values that the plain weights get at attachment; called once nothing can be refused any more.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -38,6 +39,7 @@ class Installation:
     rules: list[tuple[tuple[str, ...], AverageRule]] = field(default_factory=list)
     fold: Callable[[], None] = _nothing
     remove: Callable[[], None] = _nothing
+    commit: Callable[[], None] = _nothing
 
 
 class Family(ABC):
