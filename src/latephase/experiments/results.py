@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import latephase
 from latephase.experiments.checkpoints import write_text
 from latephase.experiments.config import Recipe
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods import METHODS, label_of, parse_method, summary_of
 from latephase.experiments.metrics_file import read_records
+from latephase.experiments.origin import commit, versions
 from latephase.experiments.plan import Leg
 from latephase.experiments.statistics import paired_difference, summarise
 
@@ -73,14 +70,14 @@ def gather(
     return {
         "kind": kind,
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": describe_device(pick_device(settings[0].recipe.compute.device)),
         "workers": workers,
         "seconds": seconds,
         "training_seconds": sum(_training_seconds(setting) for setting in settings),
         "legs": {"trained_now": trained, "all": sum(len(setting.legs) for setting in settings)},
-        "versions": _versions(),
+        "versions": versions(),
         "settings": [_gather_setting(setting) for setting in settings],
     }
 
@@ -229,29 +226,3 @@ def _mean_matrix(matrices: list[list[list[float]] | None]) -> list[list[float]] 
         return None
     rows = zip(*there, strict=True)
     return [[sum(cell) / len(there) for cell in zip(*row, strict=True)] for row in rows]
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "numpy")
-    return {
-        "latephase": latephase.__version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the working tree that this package runs from, if it does, and whether it was changed."""
-    where = Path(__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=where,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None
