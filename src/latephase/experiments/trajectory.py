@@ -63,7 +63,7 @@ class Trajectory:
         self.optimizer: torch.optim.Optimizer = self.new_optimizer(self.model)
         self.step = 0
         self.seconds = 0.0
-        self._begun = False
+        self._begun = self._running = False
         self._plain = Method(recipe)
         self._loss = torch.zeros((), device=self.device)
         with torch.random.fork_rng():
@@ -156,6 +156,7 @@ class Trajectory:
         """
         with torch.random.fork_rng():
             _set_rng_state(self._rng)
+            self._running = True
             begun = time.perf_counter()
             before = self.seconds
             try:
@@ -165,13 +166,12 @@ class Trajectory:
                     if self.step % self.batches.per_epoch == 0:
                         record = self._end_epoch(self.step // self.batches.per_epoch)
                         self.seconds = before + time.perf_counter() - begun
-                        self._rng = _rng_state()
                         if on_epoch is not None:
                             on_epoch(record)
                     if on_step is not None:
                         on_step(self.step)
             finally:
-                self._rng = _rng_state()
+                self._rng, self._running = _rng_state(), False
 
     def evaluate(self, images: AnyImages) -> dict[str, float]:
         """Score what the method predicts with: for late-phase training the averaged model.
@@ -209,7 +209,7 @@ class Trajectory:
             "step": self.step,
             "seconds": self.seconds,
             "loss": self._loss,
-            "rng": self._rng,
+            "rng": _rng_state() if self._running else self._rng,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "method": self.method.state_dict() if self._begun else None,

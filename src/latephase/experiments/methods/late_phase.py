@@ -46,7 +46,6 @@ class LatePhase(Method):
     def attach(self, trajectory: Trajectory) -> None:
         """Attach the late phase to model and optimizer."""
         config = self.recipe.late_phase
-        held = {p for group in trajectory.optimizer.param_groups for p in group["params"]}
         self._late = latephase.LatePhase(
             trajectory.model,
             members=config.members,
@@ -56,10 +55,6 @@ class LatePhase(Method):
             optimizer_state=config.optimizer_state,
             seed=trajectory.seed,
         )
-        added = [p for p in trajectory.model.parameters() if p not in held]
-        if added:
-            settings = {key: v for key, v in trajectory.optimizer.param_groups[0].items() if key != "params"}
-            trajectory.optimizer.add_param_group({**settings, "params": added})
         own_weight_decay(trajectory.optimizer, self._late.late_parameters(), config.weight_decay)
         self._late.optimizer(trajectory.optimizer)
 
