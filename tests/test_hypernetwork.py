@@ -151,6 +151,9 @@ def test_enough_templates_need_no_residual() -> None:
             assert not residual.requires_grad
             assert bank.requires_grad
             assert 0.5 < bank.std() / stage()[2].weight.std() < 2  # as random as the weights are
+            assert torch.linalg.matrix_rank(bank.flatten(1)) == len(
+                bank
+            )  # all of them, where there are more than blocks
 
 
 def test_too_few_templates_leave_the_smallest_residual_and_it_trains() -> None:
@@ -249,6 +252,8 @@ def test_templates_join_the_optimizer_group_of_their_first_weight_and_leave_with
     assert held[1] == {"original", "0.embedding", "0.bank.templates"}  # of layer 1, the first of its set
     every = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(every) == sorted(id(p) for p in model.parameters())  # each once
+    saved = [name for name in late.state_dict()["plain"] if "templates" in name]
+    assert saved == [f"{i}.parametrizations.weight.0.bank.templates" for i in (1, 5)]  # each set's once
     late.start()
     late.collapse()
     assert [list(map(id, group["params"])) for group in optimizer.param_groups] == before

@@ -38,7 +38,7 @@ class Target:
 
     def blocks(self, width: int) -> Tensor:
         """The weight cut along its input channels, (B, ...) in float64 on the CPU."""
-        cut = self.weight.detach().unflatten(self.axis, (-1, width)).movedim(self.axis, 0)
+        cut: Tensor = self.weight.detach().unflatten(self.axis, (-1, width)).movedim(self.axis, 0)
         return cut.to("cpu", torch.float64)
 
 
@@ -64,7 +64,7 @@ def sets_of(targets: list[Target], split: int | None) -> list[TemplateSet]:
             multiple of that make sets among themselves, by the same rule.
 
     Returns:
-        The sets, in the order of their first weights.
+        The sets, in an order that depends on the weights' shapes and order alone.
     """
     kinds: dict[tuple[object, ...], list[Target]] = {}
     for target in targets:
@@ -76,7 +76,7 @@ def sets_of(targets: list[Target], split: int | None) -> list[TemplateSet]:
             width = split or (widest if widest % 2 else widest // 2)
             sets.append(TemplateSet(width, [target for target in left if target.channels % width == 0]))
             left = [target for target in left if target.channels % width]
-    return sorted(sets, key=lambda made: targets.index(made.targets[0]))
+    return sets
 
 
 def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

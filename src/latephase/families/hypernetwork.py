@@ -51,7 +51,7 @@ class Combination(Factors):
         templates = self.bank.templates
         # Autocast would make the weights themselves in half precision, and others than those that collapse makes.
         with torch.autocast(templates.device.type, enabled=False):
-            blocks = (embedding @ templates.flatten(1)).unflatten(1, templates.shape[1:])
+            blocks: Tensor = (embedding @ templates.flatten(1)).unflatten(1, templates.shape[1:])
         return blocks.movedim(0, self.axis).flatten(self.axis, self.axis + 1)
 
     def neutral(self) -> dict[str, Tensor]:
