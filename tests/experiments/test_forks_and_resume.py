@@ -204,3 +204,29 @@ def test_training_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     trajectory("base").run(5)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(checkpoint_minutes=0)
+    leg = plan_seed(recipe, ["late-phase"], 0, 48, tmp_path)[0]
+    loss = Trajectory.loss
+
+    def broken(self: Trajectory, *args: torch.Tensor) -> torch.Tensor:
+        return loss(self, *args) * (float("nan") if self.step == 30 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trajectory, "loss", broken)
+        with pytest.raises(
+            ExperimentError, match="became nan in epoch 4; the last checkpoint with a finite loss is kept"
+        ):
+            run_leg(leg)
+    state = load_checkpoint(leg.folder / "checkpoint.pt")
+    assert state is not None
+    assert state["step"] == 30
+    assert all(value.isfinite().all() for value in state["model"].values())
+    # Minibatch 30 is trained on again, and this time it is sound.
+    run_leg(leg)
+    run_seed(recipe, ["late-phase"], tmp_path / "straight")
+    assert_same(results(tmp_path, "late-phase"), results(tmp_path / "straight", "late-phase"))
