@@ -16,7 +16,7 @@ _COMMANDS = {
     "compare": ("latephase.experiments.commands:compare", "experiments", "compare methods on a recipe over seeds"),
     "tune": ("latephase.experiments.tune:main", "experiments", "try a grid of settings, judged on validation images"),
     "train": ("latephase.experiments.commands:train", "experiments", "train one method with one seed"),
-    "evaluate": ("latephase.experiments.evaluate.command:evaluate", "experiments", "uncertainty, robustness and geometry"),
+    "evaluate": ("latephase.experiments.evaluate.command:evaluate", "experiments", "what a run is worth in all"),
     "nqp": ("latephase.experiments.theory.command:main", "experiments", "the theory's figures and tables"),
     "recipes": ("latephase.experiments.listing:main", "experiments", "list the recipes and what they cost"),
 }
