@@ -8,7 +8,7 @@ from typing import Any
 
 from latephase.evaluation.corruptions import CorruptionErrors
 from latephase.experiments.errors import ExperimentError
-from latephase.experiments.evaluate.corruption import open_corruptions, robustness, with_base
+from latephase.experiments.evaluate.corruption import Corruptions, open_corruptions, robustness, with_base
 from latephase.experiments.evaluate.geometry import hessian, landscape
 from latephase.experiments.evaluate.ood import detections
 from latephase.experiments.evaluate.ood_sets import OodSet, open_set
@@ -61,19 +61,20 @@ def measure(group: Group, options: Options, on_progress: OnProgress) -> dict[str
     for seed in group.seeds:
         own = [run for run in group.runs if run.seed == seed]
         bases: dict[str, CorruptionErrors] = {}
-        corruptions = None
+        corruptions: Corruptions | None = None
         for run in _base_first(own):
             on_progress(f"{_label(run)}, seed {seed}", 0)
             subject = load_subject(run)
             setting = setting or _setting(group, subject)
             costs[run.method] = subject.trajectory.method.cost
+            # What may be wrong with a file is found before anything is computed.
             sets = sets or _sets(subject, options)
+            if options.corruptions:
+                corruptions = corruptions or open_corruptions(subject.trajectory.split.test, options)
             found = _measure_run(subject, options, sets, on_progress)
             if seed in group.seeds[: options.geometry_seeds]:
                 found |= _geometry(subject, options, on_progress)
-            if options.corruptions:
-                split = subject.trajectory.split
-                corruptions = corruptions or open_corruptions(split.test, options)
+            if corruptions is not None:
                 errors = robustness(subject, corruptions, options.severities)
                 if options.relative_to is None and run.method == BASE:
                     bases = errors
@@ -134,7 +135,7 @@ def _sets(subject: Subject, options: Options) -> list[OodSet]:
 
 
 def _base_of(
-    subject: Subject, options: Options, corruptions: Any, bases: dict[str, CorruptionErrors]
+    subject: Subject, options: Options, corruptions: Corruptions, bases: dict[str, CorruptionErrors]
 ) -> CorruptionErrors | None:
     if options.relative_to is None:
         return bases.get("model")
@@ -143,7 +144,7 @@ def _base_of(
     return bases["model"]
 
 
-def _relative_to(subject: Subject, options: Options, corruptions: Any) -> CorruptionErrors:
+def _relative_to(subject: Subject, options: Options, corruptions: Corruptions) -> CorruptionErrors:
     """The errors of the run that was named as the base, on this seed's corrupted images."""
     assert options.relative_to is not None
     found = [run for group in find_runs(options.relative_to, ()) for run in group.runs]

@@ -162,7 +162,7 @@ def curves(
     band: str = "band",
     limits: tuple[float, float] | None = None,
     line_at: tuple[float, str] | None = None,
-    log: str = "",
+    ticks: Sequence[tuple[float, str]] = (),
 ) -> Figure:
     """Curves that carry their names at their ends; many are spread over panels, the first curve in each of them.
 
@@ -176,7 +176,7 @@ def curves(
         band: What the bands are, for the CSV file.
         limits: Ends of the upright axis; None fits it.
         line_at: A position to mark, and its name.
-        log: `x` or `y` for an axis that is logarithmic.
+        ticks: Names of positions, in place of numbers.
 
     Returns:
         The figure.
@@ -187,10 +187,8 @@ def curves(
         for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
             for i, curve in enumerate(panel):
                 _curve(axes, curve, i, len(panel))
-            if log == "x":
-                axes.set_xscale("log")
-            if log == "y":
-                axes.set_yscale("log")
+            if ticks:
+                axes.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
             if limits is not None:
                 axes.set_ylim(*limits)
             if line_at is not None:

@@ -1,0 +1,62 @@
+"""The plane through three members, drawn with labelled contours that need no colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from latephase.experiments.report.document import Figure
+from latephase.experiments.report.looks import Look
+from latephase.experiments.report.plots import mark, new_figure
+from latephase.experiments.report.svg import INK, MUTED, SERIES, inline_svg, style
+
+_LEVELS = 9
+
+
+def plane_figure(name: str, title: str, caption: str, plane: dict[str, Any], field: str) -> Figure:
+    """Contours of loss or error, with the members and their average.
+
+    Args:
+        name: Name of the figure.
+        title: Its title.
+        caption: How to read it.
+        plane: A `Plane` as plain values.
+        field: `loss` or `error`.
+
+    Returns:
+        The figure.
+    """
+    factor, unit, form = (100.0, "%", "%.1f") if field == "error" else (1.0, "nats", "%.2f")
+    x, y = np.array(plane["x"]), np.array(plane["y"])
+    z = factor * np.array(plane[field])
+    with style():
+        figure, axes = new_figure(4.1)
+        # Levels at equal shares of the points, which shows the floor of a valley as well as its walls.
+        levels = np.unique(np.quantile(z, np.linspace(0.04, 0.96, _LEVELS)).round(6))
+        if len(levels) > 1 and z.max() > z.min():
+            for level in levels:
+                # One translucent sheet above each level: darker is higher, on a light and on a dark page.
+                axes.contourf(x, y, z, levels=[level, z.max() + 1], colors=[SERIES[2]], alpha=0.075)
+            lines = axes.contour(x, y, z, levels=levels, colors=[MUTED], linewidths=0.7)
+            axes.clabel(lines, fmt=form, fontsize=7, colors=[INK], inline_spacing=3)
+        members = np.array(plane["members"])
+        axes.plot(*np.vstack([members, members[:1]]).T, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+        for i, (a, b) in enumerate(members):
+            mark(axes, a, b, Look(0, "o", "-", True), 7)
+            axes.annotate(f"member {i + 1}", (a, b), (6, 5), textcoords="offset points", fontsize=8, color=INK)
+        if plane["average"] is not None:
+            mark(axes, *plane["average"], Look(2, "*", "-", True), 12)
+            at: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": INK}
+            axes.annotate("average", plane["average"], (8, -4), **at)
+        axes.set_aspect("equal")
+        axes.grid(False)
+        axes.set_xlabel("distance of weights")
+        axes.set_ylabel("distance of weights")
+        svg = inline_svg(figure, name, title)
+    rows = [
+        *((f"member {i + 1}", a, b, None) for i, (a, b) in enumerate(plane["members"])),
+        *([("average, projected", *plane["average"], None)] if plane["average"] is not None else []),
+        *(("grid", a, b, z[j, i].item()) for j, b in enumerate(plane["y"]) for i, a in enumerate(plane["x"])),
+    ]
+    return Figure(name, title, svg, caption, ("point", "x", "y", f"{field}, {unit}"), tuple(rows))
