@@ -1,4 +1,4 @@
-"""The commands that take recipes: compare, train, demo and recipes."""
+"""The commands that train recipes: compare, train and demo."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError
-from latephase.experiments.recipe import load_recipe, recipe_names, recipe_parser
+from latephase.experiments.recipe import load_recipe, recipe_names, recipe_parser, scaled
 from latephase.experiments.report.terminal import print_results
 from latephase.experiments.study import compare as compare_recipes
 from latephase.experiments.study import train as train_recipe
@@ -68,36 +65,11 @@ def train(arguments: list[str]) -> int:
     if len(names) > 1:
         raise ExperimentError(f"latephase train takes one recipe, not {len(names)}: {' '.join(names)}")
     options, overrides = _own_options(rest)
-    recipe = load_recipe(names[0], overrides)
-    name = _name(names[0])
+    recipe = scaled(load_recipe(names[0], overrides), options.scale)
+    name = _name(names[0], options.scale)
     folder = options.output or Path("runs") / f"{name}-{recipe.method}-seed{recipe.seed}"
     results = train_recipe(name, recipe, folder, command=_command("train", arguments))
     print_results(results, folder)
-    return 0
-
-
-def recipes(arguments: list[str]) -> int:
-    """`latephase recipes`: list the recipes with what is special about them.
-
-    Args:
-        arguments: What follows the command's name: nothing.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ExperimentError: If there are arguments.
-    """
-    if arguments and arguments[0] not in ("-h", "--help"):
-        raise ExperimentError(f"latephase recipes takes no arguments, not {' '.join(arguments)}")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("recipe", "setting", "model", "epochs", "K"):
-        table.add_column(column)
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        epochs, members = str(recipe.training.epochs), str(recipe.late_phase.members)
-        table.add_row(name, recipe.title, recipe.model.name, epochs, members)
-    Console(width=None if Console().is_terminal else 120).print(table)
     return 0
 
 
@@ -105,7 +77,9 @@ def _compare(command: str, names: list[str], rest: list[str], output: Path | Non
     if _help_is_asked(command, "" if command == "demo" else "RECIPE [RECIPE ...]", rest):
         return 0
     options, overrides = _own_options(rest)
-    chosen: dict[str, Recipe] = {_name(name): load_recipe(name, overrides) for name in names}
+    chosen: dict[str, Recipe] = {
+        _name(name, options.scale): scaled(load_recipe(name, overrides), options.scale) for name in names
+    }
     folder = options.output or output or Path("runs") / "-and-".join(chosen)
     given = rest if command == "demo" else [*names, *rest]
     results = compare_recipes(chosen, folder, command=_command(command, given), workers=options.workers)
@@ -126,6 +100,7 @@ def _own_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--scale", type=float)
     try:
         options, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -139,15 +114,18 @@ def _help_is_asked(command: str, recipe: str, arguments: Sequence[str]) -> bool:
     if not {"-h", "--help"} & set(arguments):
         return False
     parser = recipe_parser(command)
-    parser.usage = f"latephase {command} {recipe} [--output FOLDER] [--workers N] [--section.key VALUE ...]"
+    own = "[--output FOLDER] [--workers N] [--scale FACTOR]"
+    parser.usage = f"latephase {command} {recipe} {own} [--section.key VALUE ...]"
     parser.add_argument("--output", metavar="FOLDER", help="run folder; one that was begun is finished")
     parser.add_argument("--workers", metavar="N", help="number of processes; by default as many as there are cores")
+    parser.add_argument("--scale", metavar="FACTOR", help="multiply the epochs; all fractions of training are kept")
     parser.print_help()
     return True
 
 
-def _name(recipe: str) -> str:
-    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+def _name(recipe: str, scale: float | None) -> str:
+    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+    return name if scale is None else f"{name}-x{scale:g}"
 
 
 def _command(command: str, arguments: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -73,6 +74,31 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     recipe = recipe_from_dict(resolved.as_dict())
     _check(recipe)
     return recipe
+
+
+def scaled(recipe: Recipe, factor: float | None) -> Recipe:
+    """A shorter or longer recipe with all fractions of training kept.
+
+    Args:
+        recipe: The recipe.
+        factor: What the epochs are multiplied by; None leaves everything as it is.
+
+    Returns:
+        The recipe with that many epochs, at least one, and learning curves of about as many points.
+
+    Raises:
+        ExperimentError: If the factor is not a positive number.
+
+    Example:
+        >>> scaled(load_recipe("digits-noisy"), 0.1).training.epochs
+        8
+    """
+    if factor is None:
+        return recipe
+    if not 0 < factor < math.inf:
+        raise ExperimentError(f"--scale {factor} is not valid; it takes a positive number, such as 0.1")
+    training = dataclasses.replace(recipe.training, epochs=max(1, round(recipe.training.epochs * factor)))
+    return dataclasses.replace(recipe, training=training, evaluate_every=max(1, round(recipe.evaluate_every * factor)))
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

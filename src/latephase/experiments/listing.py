@@ -1,0 +1,152 @@
+"""`latephase recipes`: what there is, what it costs, and what a recipe resolves to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from latephase.experiments.config import Recipe
+from latephase.experiments.cost import Cost, Speed, cost_of, images_of, measure, quantity
+from latephase.experiments.device import describe_device, pick_device
+from latephase.experiments.errors import ExperimentError
+from latephase.experiments.recipe import load_recipe, recipe_names, scaled, to_yaml
+from latephase.experiments.report.numbers import duration
+
+_USAGE = "latephase recipes [RECIPE] [--measure] [--scale FACTOR] [--section.key VALUE ...]"
+_WIDE = 110
+
+
+def main(arguments: list[str]) -> int:
+    """List the recipes with their cost, or show one of them with everything that it inherits.
+
+    Args:
+        arguments: What follows the command's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ExperimentError: If an argument or the recipe is not what it should be.
+    """
+    console = _console()
+    if {"-h", "--help"} & set(arguments):
+        console.print(Text(f"usage: {_USAGE}"), soft_wrap=True)
+        return 0
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    options, overrides = _options(arguments if name is None else arguments[1:])
+    if name is not None:
+        return _show(console, scaled(load_recipe(name, overrides), options.scale), options.measure)
+    if overrides:
+        raise ExperimentError(f"latephase recipes takes {overrides[0]} only after the name of a recipe")
+    recipes = {name: scaled(load_recipe(name), options.scale) for name in recipe_names()}
+    costs = {name: cost_of(recipe) for name, recipe in recipes.items()}
+    speeds = _measured(console, recipes) if options.measure else None
+    console.print(_table(recipes, costs, speeds, wide=console.width >= _WIDE))
+    for line in _legend(speeds):
+        console.print(Text(line), style="dim")
+    return 0
+
+
+def _show(console: Console, recipe: Recipe, measured: bool) -> int:
+    """The resolved recipe; what it costs stands in comments, so that the whole is a recipe again."""
+    cost, images = cost_of(recipe), images_of(recipe)
+    runs = f"{len(recipe.methods)} methods, {recipe.seeds} seeds"
+    lines = [
+        f"{cost.minibatches:,} minibatches of {cost.batch_size} out of {images.train:,} images",
+        f"{quantity(cost.flops_per_sample)}FLOP for forward and backward of one image",
+        f"one run {quantity(cost.flops)}FLOP; {runs} {quantity(cost.all_flops)}FLOP, what they share counted once",
+    ]
+    if measured:
+        speed = measure(recipe)
+        one, every = _hours(cost, speed)
+        lines.append(f"one run {one}, all of them {every} in one process on {_device(recipe)}")
+        lines.append(f"(from {speed.steps} steps of {speed.batch_size} images; loading and evaluation not included)")
+    console.print(Text(to_yaml(recipe) + "\n".join(f"# {line}" for line in lines)), soft_wrap=True)
+    return 0
+
+
+def _measured(console: Console, recipes: dict[str, Recipe]) -> dict[str, Speed]:
+    """Ten seconds for each different model and kind of image."""
+    speeds: dict[object, Speed] = {}
+    found = {}
+    with console.status("") as status:
+        for name, recipe in recipes.items():
+            images, compute = images_of(recipe), recipe.compute
+            key = (recipe.model.name, recipe.model.width, recipe.model.depth, images.channels, images.size)
+            key = (*key, images.classes, recipe.training.batch_size, compute)
+            if key not in speeds:
+                status.update(f"measuring {name}, ten seconds")
+                speeds[key] = measure(recipe)
+            found[name] = speeds[key]
+    return found
+
+
+def _table(recipes: dict[str, Recipe], costs: dict[str, Cost], speeds: dict[str, Speed] | None, *, wide: bool) -> Table:
+    # A name is never shortened, nor a number; what there is room for beside them depends on the width.
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("recipe", no_wrap=True, min_width=max(map(len, recipes)))
+    if wide or speeds is None:
+        table.add_column("setting" if wide else "model", no_wrap=True, overflow="ellipsis")
+    numbers = ["epochs", "minibatches", "FLOP run", "all"] + ([] if speeds is None else ["time run", "all"])
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True, min_width=max(7, len(column)))
+    for name, recipe in recipes.items():
+        cost = costs[name]
+        row = [name]
+        if wide or speeds is None:
+            row.append(recipe.title if wide else recipe.model.name.removeprefix("torchvision:"))
+        row += [str(recipe.training.epochs), f"{cost.minibatches:,}"]
+        row += [quantity(cost.flops), quantity(cost.all_flops)]
+        if speeds is not None:
+            row += _hours(cost, speeds[name])
+        table.add_row(*row)
+    return table
+
+
+def _legend(speeds: dict[str, Speed] | None) -> list[str]:
+    lines = [
+        "FLOP: forward and backward of all minibatches of one run, a multiply-add counted as two; all: every method "
+        "and seed, what they share counted once, evaluation not included. latephase recipes NAME shows one of them.",
+    ]
+    if speeds is not None:
+        lines.append(
+            "Time: estimated from ten seconds of training each, one process on "
+            f"{describe_device(pick_device('auto'))}; loading and evaluation not included."
+        )
+    return lines
+
+
+def _hours(cost: Cost, speed: Speed) -> tuple[str, str]:
+    """The time of one run and of all."""
+    each = speed.seconds_per_sample * cost.batch_size
+    return _time(cost.minibatches * each), _time(cost.all_minibatches * each)
+
+
+def _time(seconds: float) -> str:
+    hours = seconds / 3600
+    return duration(seconds) if hours < 1 else f"{hours:,.{0 if hours >= 100 else 1}f} h"
+
+
+def _device(recipe: Recipe) -> str:
+    return describe_device(pick_device(recipe.compute.device))
+
+
+def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--scale", type=float)
+    try:
+        options, rest = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ExperimentError(str(error)) from error
+    return options, rest
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=120)
