@@ -17,6 +17,7 @@ _COMMANDS = {
     "tune": ("latephase.experiments.tune:main", "experiments", "try a grid of settings, judged on validation images"),
     "train": ("latephase.experiments.commands:train", "experiments", "train one method with one seed"),
     "evaluate": ("latephase.experiments.evaluate.command:evaluate", "experiments", "what a run is worth in all"),
+    "reproduce": ("latephase.experiments.reproduce.command:main", "experiments", "the paper's tables beside ours"),
     "nqp": ("latephase.experiments.theory.command:main", "experiments", "the theory's figures and tables"),
     "recipes": ("latephase.experiments.listing:main", "experiments", "list the recipes and what they cost"),
 }
@@ -76,7 +77,7 @@ def _fail(message: str) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:10}{what}" for name, (_, _, what) in _COMMANDS.items()]
+    lines = [f"  {name:11}{what}" for name, (_, _, what) in _COMMANDS.items()]
     return "\n".join(
         [
             "usage: latephase COMMAND [ARGUMENTS]",
