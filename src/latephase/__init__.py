@@ -4,6 +4,7 @@ from ._version import __version__
 from .errors import LatePhaseError, LatePhaseValueError
 from .families import Family, Full, Head, Hypernetwork, Normalization, Parameters, RankOne
 from .phase import LatePhase
+from .start_signal import StartSignal
 from .statistics import recompute_statistics
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Normalization",
     "Parameters",
     "RankOne",
+    "StartSignal",
     "__version__",
     "recompute_statistics",
 ]
