@@ -54,7 +54,7 @@ class Options:
     eigenvalues: int = 3
     landscape: tuple[str, ...] = ()
     landscape_images: int = 300
-    plane_points: int = 11
+    plane_points: int = 15
     directions: int = 5
     geometry_seeds: int = 3
 

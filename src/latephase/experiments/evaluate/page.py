@@ -14,7 +14,7 @@ from latephase.experiments.evaluate.page_flatness import add_flatness
 from latephase.experiments.evaluate.page_landscape import add_landscape
 from latephase.experiments.evaluate.page_ood import add_ood
 from latephase.experiments.evaluate.page_predictions import add_members, add_predictions, score
-from latephase.experiments.evaluate.seeds import Methods, mean_text
+from latephase.experiments.evaluate.seeds import Methods, capital, mean_text
 from latephase.experiments.report.document import Document, Listing, Part, Section, Source, Table, Text
 from latephase.experiments.report.export import write_numbers
 from latephase.experiments.report.frame import slug, to_html
@@ -47,29 +47,30 @@ def report(results: dict[str, Any]) -> Document:
         The document.
     """
     settings = results["settings"]
-    title = f"Evaluation of {Path(results['target']).name or results['target']}"
+    title = f"Evaluation: {settings[0]['title']}" if len(settings) == 1 else "Evaluation of several settings"
     sections = []
     for setting in settings:
         methods = Methods(setting, f"{slug(setting['name'])}-" if len(settings) > 1 else "")
         sections.append(_section(methods))
     sections.append(_made(results))
-    opening = [Text(lead(Methods(setting, "")), "lead") for setting in settings]
+    opening = [Text(lead(Methods(setting, ""), len(settings) == 1), "lead") for setting in settings]
     return Document(title, facts(results), opening, sections)
 
 
-def lead(methods: Methods) -> str:
+def lead(methods: Methods, alone: bool) -> str:
     """The one sentence on a setting.
 
     Args:
         methods: The setting.
+        alone: Whether it is the only one, and so need not be named.
 
     Returns:
         The sentence.
     """
     title = methods.setting["title"]
-    told = methods.compared(score("accuracy"), "accuracy (points)", 2, 100.0)
+    told = methods.compared(score("accuracy"), "test accuracy", 2, 100.0, "points")
     if told is not None:
-        return f"{title}: {told[:1].lower()}{told[1:]}"
+        return told if alone else f"{title}: {told[:1].lower()}{told[1:]}"
     m = methods.first
     values = ", ".join(
         f"{what} {mean_text(methods.summary(m, get), decimals, factor)}{unit}"
@@ -79,12 +80,13 @@ def lead(methods: Methods) -> str:
             ("calibration error", score("ece"), 2, 100.0, "%"),
         )
     )
-    return f"{title}: {methods.short(m)} has {values}."
+    said = f"{methods.short(m)} has {values}."
+    return capital(said) if alone else f"{title}: {said}"
 
 
 def _section(methods: Methods) -> Section:
     setting = methods.setting
-    section = Section(setting["title"])
+    section = Section(setting["title"] if methods.prefix else "Results")
     images, seeds = setting["images"], len(setting["seeds"])
     data = setting["recipe"]["data"]
     section.add(

@@ -21,7 +21,7 @@ def add_corruptions(methods: Methods, section: Section) -> None:
     if not methods.setting["corruptions"]:
         return
     section.add(Part("Corruptions"))
-    sentence = methods.compared(errors("mean"), "mean error on corrupted images (points)", 2, 100.0)
+    sentence = methods.compared(errors("mean"), "mean error on corrupted images", 2, 100.0, "points")
     figures = (_by_severity(methods), _by_kind(methods))
     section.add(Finding(sentence, figures) if sentence else Figures(figures), _table(methods))
     for m in methods.names:
@@ -111,14 +111,15 @@ def _table(methods: Methods) -> Table:
     ensembles = bool(methods.with_(errors("mean", "ensemble")))
     heads = ["method", "clean error, %", "mean error, %"]
     heads += ["members' ensemble, %"] if ensembles else []
-    heads += ["mCE, % of base", "relative mCE, %"] if relative else []
+    fields = {"mce": "mCE, % of base", "relative_mce": "relative mCE, %"} if relative else {}
+    fields = {field: head for field, head in fields.items() if methods.with_(_relative(field))}
+    heads += fields.values()
     rows = []
     for m in methods.names:
         cells = [mean_text(methods.summary(m, errors(field)), 2, 100.0) for field in ("clean", "mean")]
         if ensembles:
             cells.append(mean_text(methods.summary(m, errors("mean", "ensemble")), 2, 100.0))
-        if relative:
-            cells += [mean_text(methods.summary(m, _relative(f)), 1, 100.0) for f in ("mce", "relative_mce")]
+        cells += [mean_text(methods.summary(m, _relative(f)), 1, 100.0) for f in fields]
         rows.append((methods.label(m), *cells))
     about, first = methods.setting["corruptions"], _first(methods)
     kinds, severities = len(first["errors"]), ", ".join(map(str, first["severities"]))

@@ -122,5 +122,7 @@ def _add_perturbation(methods: Methods, section: Section) -> None:
         values = field("loss")(run)
         return None if values is None else values[half] - values[0]
 
-    said = methods.compared(at_half, f"rise of the loss at {sizes[half]:.0f}%", 3)
+    said = methods.compared(
+        at_half, f"rise of the training loss under a perturbation of {sizes[half]:.0f}%", 3, unit="nats"
+    )
     section.add(Finding(said, tuple(figures)) if said else Figures(tuple(figures)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latephase.experiments.evaluate.plane_figure import plane_figure
-from latephase.experiments.evaluate.seeds import Get, Methods, mean_text, seeds_note
+from latephase.experiments.evaluate.seeds import Get, Methods, capital, mean_text, seeds_note
 from latephase.experiments.report.document import Figure, Figures, Finding, Part, Section, Table, Text
 from latephase.experiments.report.plots import Dot, curves, dots
 from latephase.experiments.statistics import summarise
@@ -87,7 +87,7 @@ def _barrier_sentence(methods: Methods, having: list[str]) -> str:
     highest = max(s["loss_barrier"] for v in methods.values(m, view_of("lines")) for s in v["train"]["segments"])
     ends = "over all seeds the highest" if methods.several_seeds else "the highest"
     name = methods.short(m)
-    name = f"{name[:1].upper()}{name[1:]}"
+    name = capital(name)
     if highest == 0:
         return f"{name}: no barrier of the training loss on this grid between its members and the average."
     return f"{name}: {ends} barrier of the training loss between members and average is {highest:.4f} nats."

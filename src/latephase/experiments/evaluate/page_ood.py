@@ -33,9 +33,8 @@ def add_ood(methods: Methods, section: Section) -> None:
         return
     section.add(Part("Other data"))
     figures = [_by_method(methods, name) for name in sets]
-    sentence = methods.compared(
-        own_detection(next(iter(sets))), f"AUROC of the entropy against {next(iter(sets))} (points)", 2, 100
-    )
+    first = next(iter(sets))
+    sentence = methods.compared(own_detection(first), f"AUROC of the entropy on {first}", 2, 100.0, "points")
     section.add(Finding(sentence, tuple(figures)) if sentence else Figures(tuple(figures)))
     section.add(Figures((_by_score(methods, list(sets)), *(_entropies(methods, name) for name in sets))))
     section.add(_table(methods, sets), _full_table(methods, sets))
@@ -152,19 +151,15 @@ def _entropies(methods: Methods, name: str) -> Figure:
 
 
 def _table(methods: Methods, sets: dict[str, dict[str, Any]]) -> Table:
-    heads = ("method", *(f"{name}: AUROC, %" for name in sets), *(f"{name}: FPR95, %" for name in sets))
+    heads = ("method", *(f"{name}: AUROC, %" for name in sets))
     rows = [
-        (
-            methods.label(m),
-            *(mean_text(methods.summary(m, own_detection(name)), 2, 100.0) for name in sets),
-            *(mean_text(methods.summary(m, own_detection(name, field="fpr95")), 2, 100.0) for name in sets),
-        )
+        (methods.label(m), *(mean_text(methods.summary(m, own_detection(name)), 2, 100.0) for name in sets))
         for m in methods.names
     ]
     changed = [f"{name}: {entry['changes']}" for name, entry in sets.items() if entry["changes"]]
     sizes = ", ".join(f"{name} ({entry['images']:,} images)" for name, entry in sets.items())
     note = (
-        f"By predictive entropy. FPR95: images of the set that pass where 95% of the test images do. Sets: {sizes}. "
+        f"By predictive entropy. Sets: {sizes}. "
         + (f"To fit the model, {'; '.join(changed)}. " if changed else "")
         + "Independent pixels of noise are the easiest of sets and say little alone."
     )
@@ -184,7 +179,8 @@ def _full_table(methods: Methods, sets: dict[str, dict[str, Any]]) -> Table:
                     if any(cells):
                         rows.append((f"{methods.label(m)}, {name}, {what}: {label}", *cells))
     note = (
-        "AUPR: average precision, with the other set (out) or the test images (in) as positive; chance is that class's "
-        "share of the images. Energy has no meaning for log-probabilities, so ensembles show their members' mean."
+        "FPR95: images of the set that pass where 95% of the test images do. AUPR: average precision with the other "
+        "set (out) or the test images (in) as positive; chance is that class's share of the images. Energy says "
+        "nothing of log-probabilities, so ensembles show their members' mean."
     )
     return Table("Every score on every set", ("detector", *fields.values()), tuple(rows), note, folded=True)

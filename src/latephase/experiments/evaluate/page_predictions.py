@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latephase.evaluation import bins_of_sums
-from latephase.experiments.evaluate.seeds import BASE, Get, Methods, interval_text, mean_text
+from latephase.experiments.evaluate.seeds import BASE, Get, Methods, capital, interval_text, mean_text
 from latephase.experiments.report.diagrams import Reliability, disagreement, reliability
 from latephase.experiments.report.document import Figure, Figures, Finding, Part, Section, Table, Text
 from latephase.experiments.report.looks import group_of
@@ -43,17 +43,17 @@ def add_predictions(methods: Methods, section: Section) -> None:
         "Lower is better. Upright bar: after temperature scaling." if methods.with_(scaled) else "Lower is better.",
         scaled,
     )
-    said = methods.compared(accuracy, "accuracy (points)", 2, 100.0)
+    said = methods.compared(accuracy, "test accuracy", 2, 100.0, "points")
     section.add(Finding(said, (figure, swarm)) if said else Figures((figure, swarm)))
     section.add(Part("Calibration"))
-    after = methods.compared(scaled, "NLL after temperature scaling", 3)
-    before = methods.compared(score("ece"), "calibration error (points)", 2, 100.0)
+    after = methods.compared(scaled, "NLL after temperature scaling", 3, unit="nats")
+    before = methods.compared(score("ece"), "calibration error", 2, 100.0, "points")
     notes = (before,) if before and after else ()
     diagram = _reliability(methods)
     section.add(Finding(after or before or "", (diagram,), notes) if after or before else Figures((diagram,)))
     section.add(_no_temperature(methods))
     section.add(Part("Selective prediction"))
-    aurc = methods.compared(risk("aurc"), "area under the risk-coverage curve (points)", 3, 100.0)
+    aurc = methods.compared(risk("aurc"), "area under the risk-coverage curve", 3, 100.0, "points")
     figure = _risk_coverage(methods)
     section.add(Finding(aurc, (figure,)) if aurc else Figures((figure,)))
 
@@ -207,7 +207,7 @@ def add_members(methods: Methods, section: Section) -> None:
     spread = "" if stands["se"] is None else f" ± {number(100 * stands['se'], 2)} (standard error over seeds)"
     name = methods.short(chosen)
     sentence = (
-        f"{name[:1].upper()}{name[1:]}: its own prediction stands at {number(100 * stands['mean'], 2, signed=True)}"
+        f"{capital(name)}: its own prediction stands at {number(100 * stands['mean'], 2, signed=True)}"
         f"{spread} points of accuracy from the ensemble of its members."
     )
     figures = [_members_figure(methods, chosen)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def plane_figure(name: str, title: str, caption: str, plane: dict[str, Any], fie
     Returns:
         The figure.
     """
-    factor, unit, form = (100.0, "%", "%.1f") if field == "error" else (1.0, "nats", "%.2f")
+    factor, unit = (100.0, "%") if field == "error" else (1.0, "nats")
     x, y = np.array(plane["x"]), np.array(plane["y"])
     z = factor * np.array(plane[field])
     with style():
@@ -39,7 +40,9 @@ def plane_figure(name: str, title: str, caption: str, plane: dict[str, Any], fie
                 # One translucent sheet above each level: darker is higher, on a light and on a dark page.
                 axes.contourf(x, y, z, levels=[level, z.max() + 1], colors=[SERIES[2]], alpha=0.075)
             lines = axes.contour(x, y, z, levels=levels, colors=[MUTED], linewidths=0.7)
-            axes.clabel(lines, fmt=form, fontsize=7, colors=[INK], inline_spacing=3)
+            # As many digits as keep neighbouring levels apart.
+            digits = max(1, 1 - math.floor(math.log10(max(1e-6, float(np.diff(levels).min())))))
+            axes.clabel(lines, fmt=f"%.{min(digits, 4)}f", fontsize=7, colors=[INK], inline_spacing=3)
         members = np.array(plane["members"])
         axes.plot(*np.vstack([members, members[:1]]).T, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
         for i, (a, b) in enumerate(members):

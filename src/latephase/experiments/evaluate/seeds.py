@@ -133,14 +133,15 @@ class Methods:
             high = [a + e for a, e in zip(y, spread, strict=True)]
         return Series(self.label(method), list(x), y, self.looks[method], group_of(method), low, high)
 
-    def compared(self, get: Get, what: str, decimals: int, factor: float = 1.0) -> str | None:
+    def compared(self, get: Get, what: str, decimals: int, factor: float = 1.0, unit: str = "") -> str | None:
         """A sentence on how the first method stands against base; it claims what the interval shows.
 
         Args:
-            get: The value, of which less is better or more is, as the reader knows.
+            get: The value.
             what: What it is called.
             decimals: Digits after the point.
             factor: What it is multiplied by.
+            unit: Unit of the product.
 
         Returns:
             The sentence; None where there is nothing to compare.
@@ -148,13 +149,23 @@ class Methods:
         paired = self.against_base(self.first, get)
         if paired is None:
             return None
-        name = self.short(self.first)
-        text = interval_text(paired, decimals, factor)
+        name, base = self.short(self.first), self.short(BASE)
+        text = f"{interval_text(paired, decimals, factor)} {unit}".strip()
         if not resolved(dict(paired)):
-            return f"In {what}, {name} and {self.short(BASE)} are not told apart ({text})."
-        return f"{name[:1].upper()}{name[1:]} has {'higher' if paired['mean'] > 0 else 'lower'} {what} than " + (
-            f"{self.short(BASE)} ({text})."
-        )
+            return f"{capital(name)} and {base} are not told apart in {what} ({text})."
+        return f"{capital(name)} has {'a higher' if paired['mean'] > 0 else 'a lower'} {what} than {base} ({text})."
+
+
+def capital(text: str) -> str:
+    """Text with a capital at its beginning.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The same, changed in its first letter at most.
+    """
+    return text[:1].upper() + text[1:]
 
 
 def mean_text(summary: Summary | None, decimals: int, factor: float = 1.0) -> str:

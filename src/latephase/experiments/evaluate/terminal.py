@@ -35,7 +35,7 @@ def print_evaluation(results: dict[str, Any], folder: Path) -> None:
         console.print(_table(methods))
         if "all" in methods.runs(methods.first)[0]["predictions"]["no_temperature"]:
             console.print("no NLL after temperature scaling: the recipe holds no validation images out", soft_wrap=True)
-        console.print(Text(f"\u2022 {lead(methods)}"))
+        console.print(Text(f"\u2022 {lead(methods, True)}"))
     console.print()
     console.print(Text(f"{duration(results['seconds'])} on {results['device']}"))
     console.print(Text(f"report: {folder / 'evaluation.html'}", style="bold"), soft_wrap=True)
@@ -54,7 +54,7 @@ def _table(methods: Methods) -> Table:
     if methods.setting["corruptions"]:
         columns.append(("corrupted error %", errors("mean"), 1, 100.0))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     shown = [column for column in columns if methods.with_(column[1])]
     for title, *_ in shown:
         table.add_column(title, justify="right")

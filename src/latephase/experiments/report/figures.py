@@ -159,7 +159,7 @@ def curves_figure(setting: dict[str, Any], name: str) -> Figure:
         seen += [e for at, e in zip(x, errors, strict=True) if epochs <= 10 or at > 0.1 * epochs] or errors
         series.append(Series(values["training"], x, errors, look, group_of(training)))
     room = 0.08 * max(max(seen) - min(seen), 0.5)
-    begun = any(values["start"] for values in drawn.values())
+    t0 = _start(setting, drawn)
     held_out = "validation" if setting["images"]["validation"] else "test"
     return curves(
         name,
@@ -170,8 +170,17 @@ def curves_figure(setting: dict[str, Any], name: str) -> Figure:
         x="epoch",
         y=f"{held_out} error, %",
         limits=(max(0.0, min(seen) - room), max(seen) + room),
-        line_at=(recipe["late_phase"]["start"] * epochs, "T0") if begun else None,
+        line_at=(t0 * epochs, "T0") if t0 else None,
     )
+
+
+def _start(setting: dict[str, Any], methods: dict[str, dict[str, Any]]) -> float | None:
+    """T0 as a fraction of training; where a signal found it, the mean over seeds."""
+    start = setting["recipe"]["late_phase"]["start"]
+    if isinstance(start, str):
+        found = [m["started"]["mean"] for m in methods.values() if m["started"]]
+        return found[0] / setting["minibatches"]["each_run"] if found else None
+    return start if any(m["start"] for m in methods.values()) else None
 
 
 def reliability_figure(setting: dict[str, Any], name: str) -> Figure:

@@ -25,7 +25,8 @@ from latephase.experiments.report.document import (
 )
 from latephase.experiments.report.export import csv_text
 
-_WIDE_TABLE = 7  # more columns than this are blocks on a tablet too
+# From so many columns on, the rows of a table are blocks on a tablet, or below the width of a desk, too.
+_WIDE, _BROAD = 4, 7
 
 
 def to_html(document: Document) -> str:
@@ -138,9 +139,10 @@ def _table(table: Table) -> str:
         )
         mark = ' class="ours"' if first in table.ours else ""
         body.append(f"<tr{mark}><th scope=row>{escape(first)}</th>{cells}</tr>")
-    wide = " class=wide" if len(table.heads) > _WIDE_TABLE else ""
+    columns = len(table.heads)
+    size = "broad" if columns >= _BROAD else "wide" if columns >= _WIDE else "narrow"
     note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
-    content = f"<table{wide}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{note}"
+    content = f"<div class=table><table class={size}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
     if table.folded:
         return f"<details><summary>{escape(table.title)}</summary>{content}</details>"
     return f"<h4>{escape(table.title)}</h4>{content}"

@@ -209,19 +209,21 @@ def _panels(series: Sequence[Series]) -> list[list[Series]]:
     if len(series) <= _PER_PANEL:
         return [list(series)]
     first, *others = series
-    panels: dict[str, list[Series]] = {}
+    groups: dict[str, list[Series]] = {}
     for curve in others:
-        panels.setdefault(curve.group, []).append(curve)
-    filled: list[list[Series]] = []
-    for group in panels.values():
+        # Late-phase training keeps together, apart from what it is compared with.
+        groups.setdefault("late-phase" if curve.group.startswith("late-phase") else curve.group, []).append(curve)
+    panels: list[list[Series]] = []
+    open_to_more = False
+    for name, group in groups.items():
         for begin in range(0, len(group), _PER_PANEL - 1):
             part = group[begin : begin + _PER_PANEL - 1]
-            # A panel of one or two curves has room for the next group.
-            if filled and len(filled[-1]) + len(part) <= _PER_PANEL:
-                filled[-1] += part
+            if open_to_more and name != "late-phase" and len(panels[-1]) + len(part) <= _PER_PANEL:
+                panels[-1] += part
             else:
-                filled.append([first, *part])
-    return filled
+                panels.append([first, *part])
+            open_to_more = name != "late-phase"
+    return panels
 
 
 def _curve(axes: Axes, curve: Series, position: int, count: int) -> None:
@@ -259,7 +261,10 @@ def label_ends(axes: Axes, panel: Sequence[Series]) -> None:
     ends = [to_axes.transform((curve.x[-1], curve.y[-1])) for curve in panel]
     gap = 0.105
     order = sorted(range(len(panel)), key=lambda i: float(ends[i][1]))
-    heights = _apart([min(1.0, max(0.0, float(ends[i][1]))) for i in order], gap)
+    heights = _apart([min(0.97, max(0.03, float(ends[i][1]))) for i in order], gap)
+    # The whole stack stays beside the axes.
+    heights = [height - max(0.0, heights[-1] - 0.97) for height in heights]
+    heights = [height + max(0.0, 0.03 - heights[0]) for height in heights]
     for i, height in zip(order, heights, strict=True):
         look, end = panel[i].look, ends[i]
         start = (min(1.0, float(end[0])), min(1.0, max(0.0, float(end[1]))))
