@@ -1,5 +1,6 @@
 """Every method against an obvious, literal implementation of its definition."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -311,3 +312,33 @@ def test_the_literal_model_is_the_library_s_small_cnn() -> None:
     assert names >= LATE | HEAD
     model = trajectory("base").model
     assert set(latephase.LatePhase(model, weights=["norm", "head"]).late_names()) == LATE | HEAD
+
+
+def test_a_start_left_to_the_signal_is_late_phase_with_t0_where_the_signal_spoke_up() -> None:
+    changes = {"training__epochs": 12, "data__subset": 96}
+    t = finished("late-phase", late_phase__start="auto", **changes)
+    started = t.method.started
+    assert started is not None
+    assert 0.2 * t.total <= started < t.total
+    same = finished("late-phase", late_phase__start=(started + 1e-6) / t.total, **changes)
+    assert same.start == started
+    for name, value in same.model.state_dict().items():
+        torch.testing.assert_close(t.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_signal_resumes_and_controls_have_none(tmp_path: Path) -> None:
+    recipe = tiny_recipe(late_phase__start="auto", training__epochs=12)
+    whole = trajectory("late-phase", recipe)
+    whole.run(whole.total)
+    for stop in (10, 50):
+        first, second = trajectory("late-phase", recipe), trajectory("late-phase", recipe)
+        first.run(stop)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        second.run(second.total)
+        assert second.method.started == whole.method.started
+        assert_equal_weights(second.model, whole.model)
+    with pytest.raises(ExperimentError, match=r"late_phase\.start = auto: method twin needs a fraction"):
+        plan_seed(recipe, ["late-phase", "twin"], 0, 96, tmp_path)
+    from_start = trajectory("late-phase-from-start", recipe)
+    from_start.run(1)
+    assert from_start.method.started == 0

@@ -110,7 +110,8 @@ class LatePhase:
     """Late-phase weights, and the controls that share their start and their number of members.
 
     Attributes:
-        start: T0, the fraction of training after which the members come to life.
+        start: T0, the fraction of training after which the members come to life; `auto` leaves it to a signal that
+            watches the training loss (`latephase.StartSignal`).
         members: K, the number of members.
         weights: Families of late-phase weights: `norm`, `head`, `rank-one` or `full`.
         noise: sigma_0, the members' initial spread relative to each tensor's RMS.
@@ -119,7 +120,7 @@ class LatePhase:
         weight_decay: Weight decay of the late-phase weights from T0 on; null keeps the training's.
     """
 
-    start: float = 0.5
+    start: float | str = 0.5
     members: int = 10
     weights: list[str] = field(default_factory=lambda: ["norm", "head"])
     noise: float = 0.0

@@ -48,6 +48,7 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
         "cost": trajectory.method.cost,
         "minibatches": trajectory.total * trajectory.method.cost,
         "start": trajectory.start if trajectory.start < trajectory.total else None,
+        "started": trajectory.method.started,
     }
     if split.validation is not None:
         scores = predictor.score(batches.plain(split.validation), trajectory.autocast())

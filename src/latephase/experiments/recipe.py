@@ -252,9 +252,15 @@ def _check(recipe: Recipe) -> None:
     need("model.weights", not (recipe.model.weights and recipe.model.pretrained), "null where model.pretrained is set")
     for key in ("data.validation", "data.crop_padding", "data.cutout", "seed"):
         need(key, flat[key] >= 0, "a whole number from 0")
-    fractions = ("training.constant_until", "training.linear_until", "late_phase.start", "swa.start")
+    fractions = ("training.constant_until", "training.linear_until", "swa.start")
     for key in (*fractions, "data.label_noise"):
         need(key, 0 <= flat[key] <= 1, "a fraction from 0 to 1")
+    start = recipe.late_phase.start
+    need(
+        "late_phase.start",
+        start == "auto" if isinstance(start, str) else 0 <= start <= 1,
+        "a fraction from 0 to 1, or auto",
+    )
     for key in ("ema.decay", "dropout.rate"):
         need(key, 0 <= flat[key] < 1, "a fraction from 0 to below 1")
     need("lookahead.rate", 0 < recipe.lookahead.rate <= 1, "a fraction above 0, at most 1")

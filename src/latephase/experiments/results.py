@@ -120,7 +120,8 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
                 "training": parse_method(method)[0].label,
                 "reads": parse_method(method)[0].name,
                 "start": runs[method][0]["start"],
-                "cost": runs[method][0].get("cost", 1),
+                "started": _started([run["started"] for run in runs[method]]),
+                "cost": runs[method][0]["cost"],
                 **_scores(runs, method),
                 "curve": _curve(setting, method),
                 "reliability": _add(run["reliability"] for run in runs[method]),
@@ -134,6 +135,12 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
         },
         "contrasts": _contrasts(runs),
     }
+
+
+def _started(steps: list[int | None]) -> dict[str, Any] | None:
+    """When the members came to life, in minibatches."""
+    known = [float(step) for step in steps if step is not None]
+    return dict(summarise(known)) if known else None
 
 
 def _training_seconds(setting: Setting) -> float:

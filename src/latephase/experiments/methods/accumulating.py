@@ -24,7 +24,7 @@ class Accumulating(Method):
     @property
     def start(self) -> float:
         """T0."""
-        return self.recipe.late_phase.start
+        return self.t0
 
     def attach(self, trajectory: Trajectory) -> None:
         """Note whose gradients are summed, and start from none."""

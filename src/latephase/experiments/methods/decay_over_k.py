@@ -21,7 +21,7 @@ class DecayOverK(Method):
     @property
     def start(self) -> float:
         """T0."""
-        return self.recipe.late_phase.start
+        return self.t0
 
     def attach(self, trajectory: Trajectory) -> None:
         """Lower the decay."""

@@ -20,23 +20,29 @@ class LatePhase(Method):
 
     Attributes:
         families: Families of late-phase weights; None takes the recipe's.
+        waits: Whether the members wait for a signal if the recipe says `auto`.
     """
 
     name = "late-phase"
     label = "late-phase"
     summary = "K members of the late-phase weights from T0 on, averaged into one model"
     families: ClassVar[tuple[str, ...] | None] = None
+    waits: ClassVar[bool] = True
 
     _late: latephase.LatePhase | None = None
+    _signal: latephase.StartSignal | None = None
 
     @property
     def start(self) -> float:
-        """T0."""
-        return self.recipe.late_phase.start
+        """T0; the first minibatch where a signal is to decide, which has to watch plain training.
+
+        Families that add factors then have them from the first minibatch on, as shared weights.
+        """
+        return 0.0 if self.recipe.late_phase.start == "auto" else self.t0
 
     @property
     def late(self) -> latephase.LatePhase | None:
-        """The late phase, from T0 on."""
+        """The late phase, once it is attached."""
         return self._late
 
     def members(self, trajectory: Trajectory) -> Predictions | None:
@@ -57,20 +63,46 @@ class LatePhase(Method):
         )
         own_weight_decay(trajectory.optimizer, self._late.late_parameters(), config.weight_decay)
         self._late.optimizer(trajectory.optimizer)
+        if config.start == "auto" and self.waits:
+            self._signal = latephase.StartSignal(config.members, trajectory.total)
 
     def begin(self, trajectory: Trajectory) -> None:
-        """Bring the members to life."""
+        """Bring the members to life, unless that is for a later minibatch."""
+        if self._signal is None:
+            self.come_to_life(trajectory, trajectory.step)
+
+    def step(self, trajectory: Trajectory, x: Tensor, y: Tensor) -> Tensor:
+        """Train on a minibatch; as long as there are no members, ask the signal."""
+        loss = super().step(trajectory, x, y)
+        waiting = self._signal is not None and self.started is None
+        if waiting and self._signal.update(loss, lr=trajectory.optimizer.param_groups[0]["lr"]):  # type: ignore[union-attr]
+            self.come_to_life(trajectory, trajectory.step + 1)
+        return loss
+
+    def come_to_life(self, trajectory: Trajectory, minibatch: int) -> None:
+        """Bring the members to life.
+
+        Args:
+            trajectory: Model and optimizer.
+            minibatch: How many minibatches were trained on before.
+        """
         assert self._late is not None
         self._late.start()
+        self.started = minibatch
 
     def state_dict(self) -> dict[str, Any]:
-        """The members, their optimizer state and the place in the round."""
-        return {} if self._late is None else self._late.state_dict()
+        """The members, their optimizer state, the place in the round, and what the signal has seen."""
+        assert self._late is not None
+        signal = None if self._signal is None else self._signal.state_dict()
+        return {"late": self._late.state_dict(), "signal": signal, "started": self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Bring the members back."""
         assert self._late is not None
-        self._late.load_state_dict(state)
+        self._late.load_state_dict(state["late"])
+        self.started = state["started"]
+        if self._signal is not None:
+            self._signal.load_state_dict(state["signal"])
 
 
 class LatePhaseNorm(LatePhase):
@@ -106,6 +138,7 @@ class LatePhaseFromStart(LatePhase):
     name = "late-phase-from-start"
     label = "late-phase, T0 = 0"
     summary = "late-phase weights from the first minibatch on"
+    waits = False
 
     @property
     def start(self) -> float:
@@ -127,12 +160,15 @@ class LatePhaseHypernetwork(LatePhase):
         return 0.0
 
     def begin(self, trajectory: Trajectory) -> None:
-        """Nothing yet: the members come to life at T0."""
+        """Nothing unless T0 is the first minibatch: the hypernetwork is trained up to T0."""
+        if self.recipe.late_phase.start == 0:
+            super().begin(trajectory)
 
     def step(self, trajectory: Trajectory, x: Tensor, y: Tensor) -> Tensor:
-        """Plain training of the hypernetwork up to T0."""
-        if trajectory.step == steps_at(self.recipe.late_phase.start, trajectory.total):
-            super().begin(trajectory)
+        """Bring the members to life when T0 has come, then train."""
+        fixed = self.recipe.late_phase.start != "auto"
+        if fixed and self.started is None and trajectory.step >= steps_at(self.t0, trajectory.total):
+            self.come_to_life(trajectory, trajectory.step)
         return super().step(trajectory, x, y)
 
 

@@ -15,7 +15,7 @@ class LearningRateOverK(Method):
     @property
     def start(self) -> float:
         """T0."""
-        return self.recipe.late_phase.start
+        return self.t0
 
     @property
     def rate(self) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from latephase.experiments.config import Recipe
+from latephase.experiments.errors import ExperimentError
 
 if TYPE_CHECKING:
     from latephase import LatePhase
@@ -31,12 +32,14 @@ class Method:
         label: What tables and figures call it.
         summary: What it does, in one line; K stands for the recipe's number of members.
         ensemble: Whether it predicts with the mean of the probabilities of its members, and so is no single model.
+        started: The minibatch at which its members came to life; None before, and for methods without members.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     summary: ClassVar[str]
     ensemble: ClassVar[bool] = False
+    started: int | None = None
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -50,6 +53,21 @@ class Method:
     def start(self) -> float:
         """Fraction of training up to which this is plain training; 1 means all of it."""
         return 1.0
+
+    @property
+    def t0(self) -> float:
+        """The recipe's T0, for the methods that begin there.
+
+        Raises:
+            ExperimentError: If the recipe leaves T0 to a signal that this method does not have.
+        """
+        start = self.recipe.late_phase.start
+        if isinstance(start, str):
+            raise ExperimentError(
+                f"late_phase.start = {start}: method {self.name} needs a fraction; only late-phase methods can wait "
+                "for a signal"
+            )
+        return start
 
     @property
     def rate(self) -> float:
