@@ -1,6 +1,8 @@
 """The report: every number of results.json is on the page, which stands on its own."""
 
 import copy
+import csv
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,8 +11,11 @@ from typing import Any
 import pytest
 from experiment_helpers import tiny_recipe
 
-from latephase.experiments.report.numbers import difference, duration, mean, number, resolved
-from latephase.experiments.report.page import render
+from latephase.experiments.methods import label_of, method_names
+from latephase.experiments.report.export import csv_text, to_markdown
+from latephase.experiments.report.looks import GROUPS, group_of, looks_of
+from latephase.experiments.report.numbers import difference, duration, labelled, mean, number, resolved
+from latephase.experiments.report.page import render, report, write_report
 from latephase.experiments.report.sentences import caution, findings, headline
 from latephase.experiments.study import compare, train
 
@@ -57,7 +62,7 @@ class Checker(HTMLParser):
         for name, value in attributes:
             if name == "id":
                 self.ids.append(value or "")
-            if name in ("src", "href", "xlink:href"):
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith("data:text/csv;base64,"):
                 (self.references.add if (value or "").startswith("#") else self.outside.append)((value or "")[1:])
             self.references |= set(re.findall(r"url\(#([^)]+)\)", value or ""))
 
@@ -80,8 +85,13 @@ def test_the_page_is_well_formed_and_stands_on_its_own(page: str) -> None:
     assert checker.references <= set(checker.ids)
     assert "@import" not in page
     assert "<script" not in page
-    # Two in the overview; differences, accuracy, NLL, curves, reliability and agreement for each setting.
-    assert checker.figures == 2 + 6 + 6
+    # Two in the overview; differences, accuracy, NLL, ECE, curves, reliability and disagreement for each setting, and
+    # the controls in the one that has them.
+    assert checker.figures == 2 + 8 + 7
+    # The contents lead to every section.
+    assert page.count("<section") == page.count('<li><a href="#s') - page.count('<li><a href="#s0-') - len(
+        re.findall(r'<li><a href="#s[1-9]-', page)
+    )
     assert "noisy &amp; &lt;small&gt;" in page
     assert "<small>" not in page
 
@@ -162,8 +172,9 @@ def test_a_single_training_has_a_page_too(tmp_path: Path) -> None:
     page = render(results)
     checker = Checker()
     checker.feed(page)
-    assert checker.figures == 5
+    assert checker.figures == 6
     assert "reaches" in page
+    assert (tmp_path / "run" / "csv" / "tiny-curves.csv").exists()
     assert caution(results).startswith("There is one seed only")
 
 
@@ -220,4 +231,65 @@ def test_numbers_are_written_for_readers() -> None:
     assert mean({"mean": 0.8753, "se": 0.0048}, "accuracy") == "87.53 ± 0.48"
     assert difference(paired(0.0256, 0.0177, 0.0334), "accuracy") == "+2.56 [+1.77, +3.34]*"
     assert not resolved(paired(0.1, None, None))
+    assert not resolved(paired(0.1, 0.1, 0.1))  # two seeds whose differences happen to be equal
+    assert resolved(paired(0.1, 0.05, 0.15))
     assert [duration(s) for s in (0.44, 12.3, 210, 7200)] == ["0.4 s", "12 s", "3.5 min", "2.0 h"]
+
+
+def test_every_figure_has_its_numbers_and_every_table_its_markdown(results: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    write_report(tmp_path / "results.json", tmp_path / "report.html")
+    document = report(results)
+    figures = list(document.figures())
+    assert sorted(path.stem for path in (tmp_path / "csv").iterdir()) == sorted(figure.name for figure in figures)
+    for figure in figures:
+        rows = list(csv.reader((tmp_path / "csv" / f"{figure.name}.csv").read_text().splitlines()))
+        assert tuple(rows[0]) == figure.heads
+        assert len(rows) == 1 + len(figure.rows) > 1
+        assert {len(row) for row in rows} == {len(figure.heads)}
+    markdown = (tmp_path / "tables.md").read_text()
+    assert markdown == to_markdown(document)
+    setting = results["settings"][0]
+    for method in setting["methods"].values():
+        assert mean(method["test"]["accuracy"], "accuracy") in markdown
+
+
+def test_the_csv_holds_the_results_unrounded(results: dict[str, Any]) -> None:
+    figure = next(figure for figure in report(results).figures() if figure.name.endswith("-nll"))
+    base = results["settings"][0]["methods"]["base"]["test"]["nll"]["mean"]
+    assert ("base", base) == next(row[:2] for row in figure.rows if row[0] == "base")
+    assert csv_text(["a"], [[base]]) == f"a\n{base!r}\n"
+
+
+def test_a_method_of_greater_cost_is_marked_wherever_it_stands(results: dict[str, Any]) -> None:
+    dear = copy.deepcopy(results)
+    dear["settings"][0]["methods"]["twin"]["cost"] = 10
+    assert labelled(dear["settings"][0]["methods"]["twin"]) == "twin, 10\u00d7 the cost"
+    assert render(dear).count("twin, 10\u00d7 the cost") >= 5
+
+
+def test_every_method_of_a_large_study_can_be_told_apart_without_colour() -> None:
+    names = method_names()
+    assert len(names) >= 25
+    looks = looks_of(names[:30])
+    assert len({(look.marker, look.filled) for look in looks.values()}) == len(looks)
+    groups = [list(GROUPS).index(group_of(name)) for name in looks]
+    assert groups == sorted(groups)
+    for name in names:
+        assert group_of(name) != "other", name
+
+
+def test_a_study_of_25_methods_is_drawn_and_labelled(results: dict[str, Any]) -> None:
+    large = copy.deepcopy(results | {"settings": results["settings"][:1]})
+    setting = large["settings"][0]
+    template = setting["methods"]["twin"]
+    for name in method_names():
+        if len(setting["methods"]) < 25 and name not in setting["methods"]:
+            setting["methods"][name] = template | {"label": label_of(name), "reads": name, "training": label_of(name)}
+    page = render(large)
+    for figure in re.findall(
+        r'<figure id="figure-[^"]*-(?:accuracy|nll|curves|reliability)">.*?</figure>', page, re.DOTALL
+    ):
+        for method in setting["methods"].values():
+            label = method["training"] if "-curves" in figure[:80] else method["label"]
+            assert f">{label}</text>" in figure, (figure[:60], label)

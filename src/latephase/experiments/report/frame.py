@@ -142,7 +142,8 @@ def _table(table: Table) -> str:
     columns = len(table.heads)
     size = "broad" if columns >= _BROAD else "wide" if columns >= _WIDE else "narrow"
     note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
-    content = f"<div class=table><table class={size}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    content = f"<div class=table><table class={size}>{rows}</table></div>{note}"
     if table.folded:
         return f"<details><summary>{escape(table.title)}</summary>{content}</details>"
     return f"<h4>{escape(table.title)}</h4>{content}"
