@@ -67,6 +67,8 @@ def test_the_start_is_nearly_as_good_as_the_best(name: str, sigma: float, consta
     assert case.regret(signal.started) < 0.15
     worst = max(case.regret(int(part * case.total)) for part in (0.0, 0.2, 0.4, 0.6, 0.8))
     assert case.regret(signal.started) < worst / 2
+    # The steep one falls by less than its scatter and in a dozen minibatches: nothing to see, and the deadline decides.
+    assert signal.reason == ("deadline" if name == "steep" and sigma else "losses")
 
 
 def test_over_all_of_them_it_is_better_than_any_one_fixed_part_of_training() -> None:

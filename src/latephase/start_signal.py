@@ -14,7 +14,7 @@ from .errors import LatePhaseValueError
 GROWTH = 2 ** (1 / 8)
 """Every bin of losses ends at so many times the minibatches of the one before."""
 WINDOW = 48
-"""Bins that are kept: the last six doublings. What was before says little about what is to come."""
+"""Bins that are fitted: the last six doublings. What was before says little about what is to come."""
 ENOUGH = 12
 """Bins before the first judgement."""
 FETCH = 64
@@ -26,7 +26,7 @@ EARLIEST = 0.2
 REPEATS = 2, 4
 """Judgements in a row that start the members: with a known length, and without."""
 EVIDENCE = 30.0
-"""Below this, by `Decay.evidence`, the losses have not fallen yet."""
+"""Below this, by `Decay.evidence` of a fit to all bins, the losses have not fallen yet."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class StartSignal:
             mean = total / count
             variance = max(0.0, squares / count - mean * mean)
             middle, lr = self._times / self._steps, self._rates / self._steps
-            self._bins = [*self._bins, Bin(int(count), self._shift + mean, variance, middle, lr)][-WINDOW:]
+            self._bins.append(Bin(int(count), self._shift + mean, variance, middle, lr))
         self._sums, self._shift = [0.0] * 3, None
         self._steps, self._times, self._rates = 0, 0.0, 0.0
 
@@ -210,13 +210,13 @@ class StartSignal:
         """Whether now looks like the best time to start."""
         if len(self._bins) < ENOUGH or self._bins[-1].time <= 0:
             return False
-        decay = fit(self._bins)
+        decay = fit(self._bins[-WINDOW:])
         noise = self._noise(decay)
         excess = decay.progress * float(decay.left(torch.tensor(self._time, dtype=torch.float64)))
         best = None if self.total is None else self._best(decay, noise)
         self.estimate = Estimate(self.minibatches, excess, noise, best)
         # Losses that have not fallen yet say nothing about when they will have.
-        if decay.evidence < EVIDENCE:
+        if fit(self._bins).evidence < EVIDENCE:
             return False
         if best is None or self.total is None:
             return max(excess, self._fell()) <= noise / self.members
@@ -238,7 +238,7 @@ class StartSignal:
         """F at the present learning rate."""
         if self._gradients[1]:
             return self._lr * self._gradients[0] / self._gradients[1]
-        relative = self._lr / max(one.lr for one in self._bins)
+        relative = self._lr / max(one.lr for one in self._bins[-WINDOW:])
         return relative * (SHARE * decay.progress if math.isnan(decay.noise) else decay.noise)
 
     def _best(self, decay: Decay, noise: float) -> int:
