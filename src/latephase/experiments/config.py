@@ -113,7 +113,7 @@ class LatePhase:
         start: T0, the fraction of training after which the members come to life; `auto` leaves it to a signal that
             watches the training loss (`latephase.StartSignal`).
         members: K, the number of members.
-        weights: Families of late-phase weights: `norm`, `head`, `rank-one` or `full`.
+        weights: Families of late-phase weights: `norm`, `head`, `rank-one`, `hypernetwork` or `full`.
         noise: sigma_0, the members' initial spread relative to each tensor's RMS.
         base_gradient: gamma, the factor on the sum of the members' base gradients: `sum` (1), `mean` (1/K) or a number.
         optimizer_state: `copy` gives every member the momentum at T0, `reset` none, as the authors' code does.
