@@ -91,7 +91,7 @@ def test_several_recipes_stand_side_by_side(capsys: pytest.CaptureFixture[str]) 
         (["compare", "digits-noisy", "--workers", "0"], "--workers 0 is not valid"),
         (["compare", "digits-noisy", "--workers", "two"], "invalid int value: 'two'"),
         (["train", "missing.yaml"], "cannot read recipe missing.yaml: No such file"),
-        (["recipes", "all"], "takes no arguments"),
+        (["train", "digits-noisy", "--scale", "0"], "--scale 0.0 is not valid; it takes a positive number"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -64,6 +64,13 @@ def test_the_identity_of_a_recipe_is_what_changes_its_numbers() -> None:
         ("--compute.precision=float16", "compute.precision = float16 is not valid"),
         ("--training.linear_until=0.2", "training.linear_until = 0.2 is not valid"),
         ("--training.lr=-1", "training.lr = -1"),
+        ("--training.lr_drops=[0.5,0.2]", "training.lr_drops = [0.5, 0.2] is not valid; it takes rising fractions"),
+        ("--training.drop_factor=-1", "training.drop_factor = -1"),
+        ("--data.resident=maybe", "data.resident = maybe is not valid; it takes true, false or auto"),
+        ("--data.cutout=-2", "data.cutout = -2 is not valid; it takes a whole number from 0"),
+        ("--data.decode_threads=0", "data.decode_threads = 0 is not valid; it takes null or a whole number from 1"),
+        ("--data.resize=3", "data.resize = 3 is not valid; it takes null, or beside data.image_size"),
+        ("--data.resized_crop=true", "data.crop_padding = 1 is not valid; it takes 0 where data.resized_crop = true"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_would_work(option: str, message: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         >>> load_recipe("digits-noisy", ["--seed", "3"]).data.label_noise
         0.2
     """
-    parser = recipe_parser("train")
+    parser = _parser()
     try:
         chosen = parser.parse_object(_inherited(name, ()))
     except (ArgumentError, TypeError) as error:
@@ -138,6 +139,12 @@ def to_yaml(recipe: Recipe) -> str:
         The text.
     """
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, width=100)
+
+
+@lru_cache(maxsize=1)
+def _parser() -> ArgumentParser:
+    """Made once: it takes longer than reading a recipe, and nothing of a recipe stays in it."""
+    return recipe_parser("train")
 
 
 def _inherited(name: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         Six texts.
     """
     published, ours, difference, cost = (row[key] for key in ("published", "ours", "difference", "cost"))
-    paper = published["note"] or "" if published["accuracy"] is None else _value(published["accuracy"], published["se"])
+    paper = published["note"] or "" if published["accuracy"] is None else _value(published["accuracy"], published["sd"])
     measured = "not run" if ours is None else _value(ours["accuracy"], ours["se"])
     gap = "" if difference is None else _value(difference["mean"], difference["se"], signed=True)
     seeds = str(row["seeds"] if ours is None else ours["n"])
@@ -47,13 +47,13 @@ def notes(table: dict[str, Any]) -> list[str]:
     """
     lines = []
     if table["deviations"]:
-        lines.append(f"What ran is not what was published: {'; '.join(table['deviations'])}.")
+        lines.append(f"This is not what was published: {'; '.join(table['deviations'])}.")
     for name, own in table["own_deviations"].items():
         lines.append(f"{name}: {'; '.join(own)}.")
     if any(row["ours"] is not None for row in table["rows"]):
         lines.append(
-            "Test accuracy in percent with its standard error; of the published mean it is the published spread over "
-            "the root of the number of seeds. Cost: of all seeds of a row, what it shares with others included."
+            "Test accuracy in percent. paper: \u00b1 as published, taken for the deviation over seeds; ours and "
+            "difference: \u00b1 one standard error. Cost: of all seeds of a row, what it shares with others included."
         )
     problems: dict[str, list[str]] = {}
     for row in table["rows"]:

@@ -1,0 +1,73 @@
+"""Every recipe trains: its own model and methods, for a round or two on made-up images."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import latephase
+from latephase.experiments.config import Data, Recipe
+from latephase.experiments.cost import cost_of, images_of
+from latephase.experiments.data import Images, load_split
+from latephase.experiments.methods import METHODS, READINGS, parse_method
+from latephase.experiments.outcome import predictor_of
+from latephase.experiments.recipe import load_recipe, recipe_names
+from latephase.experiments.trajectory import Trajectory
+
+# What takes longer than this for one image is trained on smaller ones, and with its last method alone: the network is
+# the recipe's own, and a pixel more or less changes nothing in it.
+_LARGE = 10**9
+
+
+def short(recipe: Recipe, large: bool, size: int) -> Recipe:
+    """Four minibatches of two images with K = 2; start, families, gamma, optimizer and schedule are the recipe's."""
+    # Smaller images take smaller holes: of one that is all hole, or two of one value, BatchNorm makes nothing finite.
+    cutout, padding = min(recipe.data.cutout, size // 2), min(recipe.data.crop_padding, 2)
+    data = dataclasses.replace(recipe.data, subset=None, validation=2, crop_padding=padding, cutout=cutout)
+    return dataclasses.replace(
+        recipe,
+        methods=recipe.methods[-1:] if large else recipe.methods,
+        data=data,
+        model=dataclasses.replace(recipe.model, pretrained=False, weights=None),
+        training=dataclasses.replace(recipe.training, epochs=2, batch_size=2),
+        late_phase=dataclasses.replace(recipe.late_phase, members=2),
+        deep_ensemble=dataclasses.replace(recipe.deep_ensemble, networks=2),
+        dropout=dataclasses.replace(recipe.dropout, passes=2),
+        compute=dataclasses.replace(recipe.compute, device="cpu"),
+        evaluate_every=2,
+    )
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_trains_its_methods(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(name)
+    shape = images_of(recipe)
+    large = cost_of(recipe, ["base"]).flops_per_sample > _LARGE
+    size = shape.size if not large else 64 if shape.size > 64 else 8
+    generator = torch.Generator().manual_seed(0)
+
+    def made_up(n: int) -> Images:
+        pixels = torch.randint(256, (n, shape.channels, size, size), generator=generator, dtype=torch.uint8)
+        return Images(pixels, torch.arange(n) % shape.classes, tuple(map(str, range(shape.classes))), "made up")
+
+    def load(_: Data) -> tuple[Images, Images]:
+        return made_up(6), made_up(4)
+
+    monkeypatch.setattr("latephase.experiments.data.load_images", load)
+    recipe = short(recipe, large, size)
+    for method in recipe.methods:
+        training, reading = parse_method(method)
+        if training.name == "late-phase-hypernetwork" and not hasattr(latephase, "Hypernetwork"):
+            continue
+        readings = [READINGS[reading.name](recipe)] if reading else []
+        trajectory = Trajectory(recipe, load_split(recipe.data, 0), 0, METHODS[training.name](recipe), readings)
+        assert trajectory.total == 4
+        first = next(p.detach().clone() for p in trajectory.model.parameters())
+        records = []
+        trajectory.run(trajectory.total, records.append)
+        assert [torch.isfinite(torch.tensor(record["loss"])).item() for record in records] == [True, True]
+        assert not torch.equal(first, next(iter(trajectory.model.parameters())).detach().view_as(first))
+        x, _ = next(trajectory.batches.plain(trajectory.split.test))
+        logits = predictor_of(trajectory, method).logits(x)
+        assert logits.shape == (4, shape.classes)
+        assert bool(torch.isfinite(logits).all())
