@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from typing import TypeVar
 
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import unknown
@@ -24,18 +25,21 @@ __all__ = [
 ]
 
 
-def _named(kind: type) -> dict[str, type]:
-    """Every class of a kind that this package's files define and name; plain training comes first."""
-    found = {Plain.name: Plain} if kind is Method else {}
+Kind = TypeVar("Kind", Method, Reading)
+
+
+def _named(kind: type[Kind]) -> dict[str, type[Kind]]:
+    """Every class of a kind that this package's files define and give a name."""
+    found: dict[str, type[Kind]] = {}
     for file in sorted(pkgutil.iter_modules(__path__), key=lambda file: file.name):
         module = importlib.import_module(f"{__name__}.{file.name}")
-        own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
+        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
         found |= {v.name: v for v in own if issubclass(v, kind) and "name" in vars(v)}
     return found
 
 
 #: Every way to train, by name.
-METHODS: dict[str, type[Method]] = _named(Method)
+METHODS: dict[str, type[Method]] = {Plain.name: Plain, **_named(Method)}
 #: Every way to read another model off a trajectory, by name.
 READINGS: dict[str, type[Reading]] = _named(Reading)
 

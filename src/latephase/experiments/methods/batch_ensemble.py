@@ -73,16 +73,15 @@ class BatchEnsemble4(Method):
         return predict
 
     def _scale_input(self, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0] * self._of_samples(layer.factor_in, args[0]), *args[1:])
+        return (args[0] * self._of_samples(layer.get_parameter("factor_in"), args[0]), *args[1:])
 
     def _scale_output(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        bias = layer.bias
-        if bias is None:
-            return output * self._of_samples(layer.factor_out, output)
-        shape = (-1, *[1] * (output.ndim - 2))
-        without = output - bias.view(shape).to(output.dtype)
-        own = self._of_samples(layer.member_bias, output) + bias.view(shape)
-        return without * self._of_samples(layer.factor_out, output) + own
+        factor = self._of_samples(layer.get_parameter("factor_out"), output)
+        if not hasattr(layer, "member_bias"):
+            return output * factor
+        # The factors belong to the weight: the bias is taken off and put back.
+        bias = layer.get_parameter("bias").view(-1, *[1] * (output.ndim - 2)).to(output.dtype)
+        return (output - bias) * factor + bias + self._of_samples(layer.get_parameter("member_bias"), output)
 
     def _of_samples(self, factor: Tensor, like: Tensor) -> Tensor:
         """Each sample's factor, to be multiplied with its channels."""

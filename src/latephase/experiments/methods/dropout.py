@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods.method import Method, Predictions, Reading
@@ -65,8 +66,8 @@ class MCDropout(Reading):
         return predict
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    found = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+def _layers(model: nn.Module) -> list[_DropoutNd]:
+    found = [m for m in model.modules() if isinstance(m, _DropoutNd)]
     if not found:
         raise ExperimentError(f"method dropout: {type(model).__name__} has no dropout layer; take another model.name")
     return found
