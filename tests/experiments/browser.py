@@ -129,8 +129,9 @@ def open_browser(folder: Path) -> Iterator[Page]:
     """
     path = chromium()
     (theirs_in, to), (back, theirs_out) = os.pipe(), os.pipe()
-    # The pipe is file descriptors 3 and 4 of the browser, which a shell puts in place.
-    script = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+    # The pipe is file descriptors 3 and 4 of the browser, which a shell puts in place; by path, since some shells take
+    # descriptors of one digit only.
+    script = f'exec "$0" "$@" 3</dev/fd/{theirs_in} 4>/dev/fd/{theirs_out}'
     command = ["sh", "-c", script, path, *_FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
     process = subprocess.Popen(
         command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -54,6 +54,8 @@ def measure(group: Group, options: Options, on_progress: OnProgress) -> dict[str
         LatePhaseError: If a file or a set is not what it should be.
     """
     _check_members(group, options)
+    if options.relative_to is not None:
+        find_runs(options.relative_to, ())
     runs: dict[str, list[dict[str, Any]]] = {method: [] for method in group.methods}
     costs: dict[str, int] = {}
     setting: dict[str, Any] = {}
