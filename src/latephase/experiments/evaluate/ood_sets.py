@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from latephase.experiments.errors import ExperimentError
 
 NOISES = ("gaussian", "uniform")
 # Name: torchvision's class and the arguments that ask for its test images.
-DOWNLOADS = {
+DOWNLOADS: dict[str, tuple[str, dict[str, Any]]] = {
     "svhn": ("SVHN", {"split": "test"}),
     "cifar10": ("CIFAR10", {"train": False}),
     "cifar100": ("CIFAR100", {"train": False}),

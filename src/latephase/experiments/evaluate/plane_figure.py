@@ -49,7 +49,8 @@ def plane_figure(name: str, title: str, caption: str, plane: dict[str, Any], fie
             mark(axes, a, b, Look(0, "o", "-", True), 7)
             axes.annotate(f"member {i + 1}", (a, b), (6, 5), textcoords="offset points", fontsize=8, color=INK)
         if plane["average"] is not None:
-            mark(axes, *plane["average"], Look(2, "*", "-", True), 12)
+            a, b = plane["average"]
+            mark(axes, a, b, Look(2, "*", "-", True), 12)
             at: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": INK}
             axes.annotate("average", plane["average"], (8, -4), **at)
         axes.set_aspect("equal")

@@ -26,7 +26,7 @@ from latephase.experiments.report.document import (
 from latephase.experiments.report.export import csv_text
 
 # From so many columns on, the rows of a table are blocks on a tablet, or below the width of a desk, too.
-_WIDE, _BROAD = 4, 7
+_WIDE, _BROAD = 4, 8
 
 
 def to_html(document: Document) -> str:

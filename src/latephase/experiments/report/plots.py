@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import matplotlib.figure
 from matplotlib.axes import Axes
@@ -121,7 +122,7 @@ def _places(groups: Sequence[str]) -> list[float]:
 
 
 def _value(axes: Axes, text: str, x: float, y: float) -> None:
-    at = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5, "color": MUTED}
+    at: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5, "color": MUTED}
     axes.annotate(text, (x, y), (0, 5), **at)
 
 
@@ -193,7 +194,7 @@ def curves(
                 axes.set_ylim(*limits)
             if line_at is not None:
                 axes.axvline(line_at[0], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-                top = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+                top: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
                 axes.annotate(line_at[1], (line_at[0], 1), (3, -8), fontsize=8, color=MUTED, **top)
             axes.set_xlabel(x)
             axes.set_ylabel(y)
@@ -268,7 +269,7 @@ def label_ends(axes: Axes, panel: Sequence[Series]) -> None:
     for i, height in zip(order, heights, strict=True):
         look, end = panel[i].look, ends[i]
         start = (min(1.0, float(end[0])), min(1.0, max(0.0, float(end[1]))))
-        across = {"transform": axes.transAxes, "clip_on": False}
+        across: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
         axes.plot([start[0], 1.05], [start[1], height], color=GRID, linewidth=0.9, zorder=1, **across)
         colour = SERIES[look.series]
         face = colour if look.filled else PAPER
