@@ -38,7 +38,12 @@ def short(recipe: Recipe, large: bool, size: int) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("name", recipe_names())
+# Large networks that another recipe trains too, with other images or labels.
+_AGAIN = ("cifar100-wrn28-14", "cifar100-pyramidnet", "cifar10-wrn28-10-noisy")
+_NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in _AGAIN else name for name in recipe_names()]
+
+
+@pytest.mark.parametrize("name", _NAMES)
 def test_every_recipe_trains_its_methods(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(name)
     shape = images_of(recipe)

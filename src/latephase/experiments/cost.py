@@ -195,7 +195,7 @@ def measure(recipe: Recipe, seconds: float = 10.0, clock: Callable[[], float] = 
             taken.append(timed(n))
     finally:
         torch.set_num_threads(threads)
-        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+        torch.backends.mkldnn.enabled = onednn
     return Speed(sorted(taken)[len(taken) // 2] / n, n, len(taken))
 
 

@@ -77,8 +77,8 @@ def _measured(console: Console, recipes: dict[str, Recipe]) -> dict[str, Speed]:
     with console.status("") as status:
         for name, recipe in recipes.items():
             images, compute = images_of(recipe), recipe.compute
-            key = (recipe.model.name, recipe.model.width, recipe.model.depth, images.channels, images.size)
-            key = (*key, images.classes, recipe.training.batch_size, compute)
+            network = (recipe.model.name, recipe.model.width, recipe.model.depth)
+            key = (network, images.channels, images.size, images.classes, recipe.training.batch_size, compute)
             if key not in speeds:
                 status.update(f"measuring {name}, ten seconds")
                 speeds[key] = measure(recipe)

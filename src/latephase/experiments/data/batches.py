@@ -40,7 +40,7 @@ class Batches(Minibatches):
         channels_last: bool = False,
     ) -> None:
         super().__init__(images, batch_size, seed, data, device, channels_last=channels_last)
-        self._size = images.pixels.shape[-2:]
+        _, *self._size = images.shape
         pad = data.crop_padding
         self._pixels = torch.nn.functional.pad(images.pixels, (pad, pad, pad, pad)).to(device)
         self._labels = images.labels.to(device)
@@ -81,7 +81,8 @@ class Batches(Minibatches):
         index = self._drawn[0][begin:end].to(self.device)
         draws = self._drawn[1].part(begin, end, self.device)
         if self._data.resized_crop:
-            boxes = crop_boxes(*self._size, draws.attempts, draws.place)
+            height, width = self._size
+            boxes = crop_boxes(height, width, draws.attempts, draws.place)
             x = self._normalise(resized_crops(self._pixels[index], boxes, draws.mirrored))
         else:
             x = self._normalise(self._crops(index, draws))
