@@ -1,4 +1,4 @@
-"""Print the paired difference of two methods in a results.json: python tools/paired.py RESULTS METHOD OTHER [METRIC]."""
+"""The paired difference of two methods in a results.json: python tools/paired.py RESULTS METHOD OTHER [METRIC]."""
 
 import json
 import sys
