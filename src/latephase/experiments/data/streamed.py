@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,11 @@ class StreamedImages:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def __reduce__(self) -> tuple:
+        # Through NumPy, whose arrays travel to another process by value: tensors would take shared memory.
+        fields = (self.files, self.labels.numpy(), self.classes, self.source, self.size, self.resize, self.threads)
+        return _from_array, fields
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,3 +116,7 @@ def stack(arrays: list[np.ndarray]) -> Tensor:
         uint8, (N, channels, height, width).
     """
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def _from_array(files: tuple[Encoded, ...], labels: np.ndarray, *fields: Any) -> StreamedImages:
+    return StreamedImages(files, torch.from_numpy(labels), *fields)
