@@ -24,6 +24,8 @@ from latephase.experiments.evaluate.options import Options
 from latephase.experiments.evaluate.subject import Subject, spread
 
 _LINE_POINTS = 9
+# Layers are exchanged one by one for every member, each time with a pass over the test images.
+_TEST_IMAGES = 1000
 _SIZES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -71,7 +73,7 @@ def landscape(subject: Subject, options: Options, advance: Callable[[], None]) -
         return None
     trajectory = subject.trajectory
     train = _batches(subject, trajectory.split.train, options.landscape_images)
-    test = _batches(subject, trajectory.split.test, None)
+    test = _batches(subject, trajectory.split.test, _TEST_IMAGES)
     statistics = _augmented(subject, options.landscape_images)
     on_train, on_test = (StateEvaluator(model, batches, statistics) for batches in (train, test))
     average, members = {k: v.clone() for k, v in model.state_dict().items()}, subject.members()
@@ -86,7 +88,8 @@ def landscape(subject: Subject, options: Options, advance: Callable[[], None]) -
         elif view == "perturbation":
             found[view] = perturb(average, on_train, _SIZES, options.directions).to_dict()
         advance()
-    return {"samples": sum(len(y) for _, y in train), **found}
+    samples = {"samples": sum(len(y) for _, y in train), "test_samples": sum(len(y) for _, y in test)}
+    return samples | found
 
 
 def _lines(members: Sequence[State], average: State, train: StateEvaluator, test: StateEvaluator) -> dict[str, Any]:
@@ -107,21 +110,9 @@ def _layers(members: Sequence[State], average: State, evaluator: StateEvaluator)
     }
 
 
-def _batches(subject: Subject, images: AnyImages, most: int | None) -> list[tuple[Tensor, Tensor]] | _Again:
-    """Some images as a list of minibatches; all of them as minibatches that are made anew at every pass."""
-    if most is None:
-        return _Again(subject, images)
+def _batches(subject: Subject, images: AnyImages, most: int) -> list[tuple[Tensor, Tensor]]:
+    """Some images without augmentation, as a list of minibatches."""
     return list(subject.trajectory.batches.plain(images.take(spread(len(images), most))))
-
-
-class _Again:
-    """The minibatches of a data set, at every pass."""
-
-    def __init__(self, subject: Subject, images: AnyImages) -> None:
-        self._batches, self._images = subject.trajectory.batches, images
-
-    def __iter__(self) -> Any:
-        return iter(self._batches.plain(self._images))
 
 
 def _augmented(subject: Subject, images: int) -> list[Tensor]:

@@ -46,16 +46,16 @@ class Options:
     corruptions: str | None = None
     kinds: tuple[str, ...] = ()
     severities: tuple[int, ...] = tuple(range(1, SEVERITIES + 1))
-    corruption_images: int = 300
+    corruption_images: int = 200
     relative_to: Path | None = None
     flatness: bool = False
-    flatness_images: int = 300
+    flatness_images: int = 200
     probes: int = 16
     eigenvalues: int = 3
     landscape: tuple[str, ...] = ()
-    landscape_images: int = 300
-    plane_points: int = 15
-    directions: int = 5
+    landscape_images: int = 200
+    plane_points: int = 13
+    directions: int = 4
     geometry_seeds: int = 3
 
 

@@ -63,7 +63,7 @@ def _add_lines(methods: Methods, section: Section) -> None:
             curves(
                 f"{methods.prefix}line-{on}-{name}",
                 f"{label[:1].upper()}{label[1:]} between members",
-                about if on == "train" else "The same line on the test images.",
+                about if on == "train" else f"The same line on {_test_samples(methods):,} test images.",
                 [methods.curve(m, first["positions"], field(on, name), factor=factor) for m in having],
                 x="weights",
                 y=f"{label}, {unit}",
@@ -80,6 +80,11 @@ def _add_lines(methods: Methods, section: Section) -> None:
         f"from member 1 to the averaged model.{seeds_note(methods, view)}"
     )
     section.add(Table("Barriers between members", heads, tuple(rows), note))
+
+
+def _test_samples(methods: Methods) -> int:
+    landscapes = (run["landscape"] for method in methods.names for run in methods.runs(method))
+    return next(int(found["test_samples"]) for found in landscapes if found is not None)
 
 
 def _barrier_sentence(methods: Methods, having: list[str]) -> str:
@@ -180,8 +185,8 @@ def _disagreements(methods: Methods, method: str, views: list[dict[str, Any]]) -
     return dots(
         f"{methods.prefix}layer-disagreement",
         f"Predictions that one layer of a member changes: {methods.label(method)}",
-        "Share of the test images that the averaged model puts into another class once one layer is a member's, mean "
-        "over members.",
+        f"Share of {_test_samples(methods):,} test images that the averaged model puts into another class once one "
+        "layer is a member's, mean over members.",
         rows,
         axis="changed predictions, %",
         interval="mean ± standard error",
