@@ -176,6 +176,8 @@ def test_a_single_training_writes_one_flat_folder(tmp_path: Path) -> None:
         "result.json",
         "results.json",
         "report.html",
+        "tables.md",
+        "csv",
     }
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
