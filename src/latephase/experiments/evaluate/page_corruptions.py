@@ -123,7 +123,7 @@ def _table(methods: Methods) -> Table:
         rows.append((methods.label(m), *cells))
     about, first = methods.setting["corruptions"], _first(methods)
     kinds, severities = len(first["errors"]), ", ".join(map(str, first["severities"]))
-    note = f"Source: {about['source']}; {kinds} kinds at severities {severities}, {first['samples']:,} images each. "
+    note = f"Source: {about['source']}; {_kinds(kinds)} at severities {severities}, {first['samples']:,} images each. "
     if about["source"].startswith("latephase"):
         note += "These are not the corruptions of CIFAR-10-C, even where a name is the same. "
     note += f"{about['note'][:1].upper()}{about['note'][1:]}. " if about["note"] else ""
@@ -148,3 +148,7 @@ def _kinds_table(methods: Methods, method: str) -> Table:
     )
     heads = ("error, %", *(f"severity {s}" for s in first["severities"]))
     return Table(f"Error by kind and severity: {methods.label(method)}", heads, rows, folded=True)
+
+
+def _kinds(count: int) -> str:
+    return f"{count} kind{'s' if count > 1 else ''}"

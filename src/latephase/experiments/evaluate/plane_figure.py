@@ -10,9 +10,17 @@ import numpy as np
 from latephase.experiments.report.document import Figure
 from latephase.experiments.report.looks import Look
 from latephase.experiments.report.plots import mark, new_figure
-from latephase.experiments.report.svg import INK, MUTED, SERIES, inline_svg, style
+from latephase.experiments.report.svg import INK, MUTED, PAPER, SERIES, inline_svg, style
 
 _LEVELS = 9
+# On a plate of the card's colour, since contours and their labels run below.
+_LABEL: dict[str, Any] = {
+    "textcoords": "offset points",
+    "fontsize": 8,
+    "color": INK,
+    "bbox": {"boxstyle": "round,pad=0.12", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.8},
+    "zorder": 6,
+}
 
 
 def plane_figure(name: str, title: str, caption: str, plane: dict[str, Any], field: str) -> Figure:
@@ -42,17 +50,16 @@ def plane_figure(name: str, title: str, caption: str, plane: dict[str, Any], fie
             lines = axes.contour(x, y, z, levels=levels, colors=[MUTED], linewidths=0.7)
             # As many digits as keep neighbouring levels apart.
             digits = max(1, 1 - math.floor(math.log10(max(1e-6, float(np.diff(levels).min())))))
-            axes.clabel(lines, fmt=f"%.{min(digits, 4)}f", fontsize=7, colors=[INK], inline_spacing=3)
+            axes.clabel(lines, fmt=f"%.{min(digits, 3)}f", fontsize=7, colors=[INK], inline_spacing=3)
         members = np.array(plane["members"])
         axes.plot(*np.vstack([members, members[:1]]).T, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
         for i, (a, b) in enumerate(members):
             mark(axes, a, b, Look(0, "o", "-", True), 7)
-            axes.annotate(f"member {i + 1}", (a, b), (6, 5), textcoords="offset points", fontsize=8, color=INK)
+            axes.annotate(f"member {i + 1}", (a, b), (6, 5), **_LABEL)
         if plane["average"] is not None:
             a, b = plane["average"]
             mark(axes, a, b, Look(2, "*", "-", True), 12)
-            at: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": INK}
-            axes.annotate("average", plane["average"], (8, -4), **at)
+            axes.annotate("average", (a, b), (8, -4), **_LABEL)
         axes.set_aspect("equal")
         axes.grid(False)
         axes.set_xlabel("distance of weights")

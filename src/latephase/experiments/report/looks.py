@@ -41,7 +41,9 @@ _MARKERS = {
     "lr-over-k": "X",
     "deep-ensemble": "*",
 }
-_LEFT = ("<", ">", "p", "h", "d", "8", "H")
+_LEFT = ("<", ">", "d")
+# Hard to tell apart when they are small, so they come last.
+_ROUND = ("p", "8", "h", "H")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 2)), (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -110,6 +112,7 @@ def looks_of(methods: Iterable[str]) -> dict[str, Look]:
     taken = {_MARKERS[m] for m in ordered if m in _MARKERS}
     pool = [(m, True) for m in (*_LEFT, *_MARKERS.values()) if m not in taken]
     pool += [(m, False) for m in (*_MARKERS.values(), *_LEFT)]
+    pool += [(m, filled) for filled in (True, False) for m in _ROUND]
     looks: dict[str, Look] = {}
     inside: dict[str, int] = {}
     used = 0
