@@ -225,3 +225,14 @@ def test_what_predicts_as_an_ensemble_is_not_averaged_over_time() -> None:
     for name in names:
         assert summary_of(name, tiny_recipe())
         assert math.isfinite(parse_method(name)[0](tiny_recipe()).cost)
+
+
+def test_the_prediction_of_late_phase_training_is_the_averaged_model_s_in_any_mode() -> None:
+    t = finished("late-phase")
+    x, _ = plain(t)[0]
+    average = t.fresh_model()
+    average.load_state_dict(t.model.state_dict())
+    expected = average.eval()(x)
+    t.model.train()
+    torch.testing.assert_close(predictor_of(t, "late-phase").logits(x), expected, rtol=1e-4, atol=1e-5)
+    assert t.model.training

@@ -42,8 +42,14 @@ class Predictor:
         if self.ensemble and self.members is not None:
             log_p = self.members(x).double().log_softmax(dim=-1)
             return log_p.logsumexp(dim=0) - math.log(len(log_p))
+        training = self.model.training
+        # `evaluating` keeps every layer's own mode; `eval` is the event at which a late phase brings the average in.
         with torch.no_grad(), evaluating(self.model):
-            return self.model(x)
+            self.model.eval()
+            try:
+                return self.model(x)
+            finally:
+                self.model.train(training)
 
     def score(
         self, batches: Iterable[tuple[Tensor, Tensor]], autocast: AbstractContextManager | None = None

@@ -93,12 +93,11 @@ class Batches(Minibatches):
         self._ready = (epoch, block)
 
     def _crops(self, index: Tensor, draws: Draws) -> Tensor:
+        # A view of every crop there is; picking whole crops is several times faster than picking pixels.
         height, width = self._size
-        rows = (draws.top[:, None] + torch.arange(height, device=self.device))[:, None, :, None]
-        columns = torch.arange(width, device=self.device)
-        columns = torch.where(draws.mirrored[:, None], columns.flip(0), columns) + draws.left[:, None]
-        channels = torch.arange(self._pixels.shape[1], device=self.device)[:, None, None]
-        return self._pixels[index[:, None, None, None], channels, rows, columns[:, None, None, :]]
+        every = self._pixels.unfold(2, height, 1).unfold(3, width, 1)
+        x = every[index, :, draws.top, draws.left]
+        return torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
 
     def _draw(self, epoch: int) -> tuple[Tensor, Draws]:
         generator = Generator().manual_seed(seed_of(self._seed, epoch))
