@@ -137,6 +137,8 @@ def test_an_interruption_is_one_line(capsys: pytest.CaptureFixture[str], monkeyp
 def test_a_missing_extra_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
+    # The import below leaves another package behind as an attribute; this puts the one of all other tests back.
+    monkeypatch.setattr(latephase, "experiments", sys.modules["latephase.experiments"])
     for name in [name for name in sys.modules if name.split(".")[0] == missing or "latephase.experiments" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -58,7 +58,7 @@ def test_every_recipe_trains_its_methods(name: str, monkeypatch: pytest.MonkeyPa
     def load(_: Data) -> tuple[Images, Images]:
         return made_up(6), made_up(4)
 
-    monkeypatch.setattr("latephase.experiments.data.load_images", load)
+    monkeypatch.setitem(load_split.__globals__, "load_images", load)
     recipe = short(recipe, large, size)
     for method in recipe.methods:
         training, reading = parse_method(method)

@@ -78,7 +78,10 @@ def test_without_a_table_they_are_listed(capsys: pytest.CaptureFixture[str]) -> 
         assert f"{name} " in out
 
 
-def test_a_table_sets_what_was_measured_beside_what_is_published(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_sets_what_was_measured_beside_what_is_published(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     arguments = small()
     assert main(arguments) == 0
     out = capsys.readouterr().out
