@@ -14,7 +14,7 @@ from latephase.evaluation.members import AverageAgainstEnsemble, MemberCompariso
 from latephase.evaluation.metrics import Metrics
 from latephase.evaluation.noise import NoiseImages
 from latephase.evaluation.ood import Detection, collect_uncertainties, detect, detect_all, uncertainties
-from latephase.evaluation.predictions import evaluate_members, evaluate_model
+from latephase.evaluation.predictions import evaluate_members, evaluate_model, in_use
 from latephase.evaluation.risk_coverage import RiskCoverage, RiskCoverageCurve, risk_coverage
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "evaluate_members",
     "evaluate_model",
     "fit_temperature",
+    "in_use",
     "member_states",
     "reliability_bins",
     "risk_coverage",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,26 @@ from latephase.stage import evaluating
 
 if TYPE_CHECKING:
     from latephase import LatePhase
+
+
+@contextmanager
+def in_use(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it is used: in eval mode, the averaged model under a late phase, without gradients.
+
+    Args:
+        model: Each of its modules is in its old mode afterwards, also those that a user froze.
+
+    Yields:
+        The model.
+    """
+    training = model.training
+    with evaluating(model), torch.no_grad():
+        # The events at which a late phase brings the average in, and the member of the turn back.
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train(training)
 
 
 def evaluate_model(
@@ -36,20 +56,12 @@ def evaluate_model(
         LatePhaseValueError: No samples, or labels that do not fit the model's classes.
     """
     metrics = Metrics()
-    training = model.training
-    # `evaluating` keeps every module's own mode, also of layers that a user froze; `eval` and `train` are the events
-    # at which a late phase brings the average in, and the member of the turn back.
-    with evaluating(model):
-        model.eval()
-        try:
-            with torch.no_grad():
-                for x, y in batches:
-                    with autocast or nullcontext():
-                        logits = model(x)
-                    classified("evaluate_model", logits, y)
-                    metrics.update(logits.double().log_softmax(dim=-1), y)
-        finally:
-            model.train(training)
+    with in_use(model):
+        for x, y in batches:
+            with autocast or nullcontext():
+                logits = model(x)
+            classified("evaluate_model", logits, y)
+            metrics.update(logits.double().log_softmax(dim=-1), y)
     if not metrics.samples:
         raise LatePhaseValueError("evaluate_model: no samples; the data set is empty or its iterator is spent")
     return metrics

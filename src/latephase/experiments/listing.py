@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.config import Recipe
+from latephase.experiments.console import results_console
 from latephase.experiments.cost import Cost, Speed, cost_of, images_of, measure, quantity
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     Raises:
         ExperimentError: If an argument or the recipe is not what it should be.
     """
-    console = _console()
+    console = results_console()
     if {"-h", "--help"} & set(arguments):
         console.print(Text(f"usage: {_USAGE}"), soft_wrap=True)
         return 0
@@ -145,8 +145,3 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         raise ExperimentError(str(error)) from error
     return options, rest
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=120)

@@ -35,7 +35,13 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
     begun = time.perf_counter()
     predictor = predictor_of(trajectory, method)
     split, batches = trajectory.split, trajectory.batches
-    test = predictor.score(batches.plain(split.test), trajectory.autocast())
+    scored = None
+    if predictor.members is not None:
+        scored = evaluate_members(predictor.members, batches.plain(split.test), trajectory.autocast())
+    if scored is not None and predictor.ensemble:
+        test = scored[0]
+    else:
+        test = predictor.score(batches.plain(split.test), trajectory.autocast())
     result: dict[str, Any] = {
         "method": method,
         "seed": trajectory.seed,
@@ -53,8 +59,7 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
     if split.validation is not None:
         scores = predictor.score(batches.plain(split.validation), trajectory.autocast())
         result["validation"] = scores.compute()
-    if predictor.members is not None:
-        scored = evaluate_members(predictor.members, batches.plain(split.test), trajectory.autocast())
+    if scored is not None:
         ensemble, members, disagreement = scored
         result["ensemble"] = ensemble.compute()
         result["member_mean"] = _mean([m.compute() for m in members])

@@ -7,12 +7,10 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from latephase.evaluation import Metrics, evaluate_members, evaluate_model
+from latephase.evaluation import Metrics, evaluate_members, evaluate_model, in_use
 from latephase.experiments.methods.method import Predictions
-from latephase.stage import evaluating
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,8 @@ class Predictor:
         if self.ensemble and self.members is not None:
             log_p = self.members(x).double().log_softmax(dim=-1)
             return log_p.logsumexp(dim=0) - math.log(len(log_p))
-        training = self.model.training
-        # `evaluating` keeps every layer's own mode; `eval` is the event at which a late phase brings the average in.
-        with torch.no_grad(), evaluating(self.model):
-            self.model.eval()
-            try:
-                return self.model(x)
-            finally:
-                self.model.train(training)
+        with in_use(self.model):
+            return self.model(x)
 
     def score(
         self, batches: Iterable[tuple[Tensor, Tensor]], autocast: AbstractContextManager | None = None

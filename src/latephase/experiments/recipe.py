@@ -41,7 +41,7 @@ def recipe_parser(command: str) -> ArgumentParser:
     Returns:
         The parser, which raises `ArgumentError` instead of ending the process.
     """
-    parser = ArgumentParser(prog=f"latephase {command}", exit_on_error=False)
+    parser = ArgumentParser(prog=f"latephase {command}", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Recipe)
     return parser
 

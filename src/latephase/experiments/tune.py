@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.checkpoints import write_text
 from latephase.experiments.config import Recipe
+from latephase.experiments.console import results_console
 from latephase.experiments.errors import ExperimentError, unknown
 from latephase.experiments.recipe import load_recipe, recipe_names
 from latephase.experiments.report.numbers import SCORES, duration, mean
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         ExperimentError: If an argument, the recipe or a file is not what it should be.
     """
     options, overrides = _options(arguments)
-    console = Console(highlight=False)
+    console = results_console()
     if options is None:
         console.print(f"usage: {_USAGE}", soft_wrap=True)
         return 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from latephase.experiments.checkpoints import write_text
 from latephase.experiments.evaluate.page_corruptions import add_corruptions
 from latephase.experiments.evaluate.page_flatness import add_flatness
 from latephase.experiments.evaluate.page_landscape import add_landscape
@@ -16,8 +15,8 @@ from latephase.experiments.evaluate.page_ood import add_ood
 from latephase.experiments.evaluate.page_predictions import add_members, add_predictions, score
 from latephase.experiments.evaluate.seeds import Methods, capital, mean_text
 from latephase.experiments.report.document import Document, Listing, Part, Section, Source, Table, Text
-from latephase.experiments.report.export import write_numbers
-from latephase.experiments.report.frame import slug, to_html
+from latephase.experiments.report.export import write_document
+from latephase.experiments.report.frame import slug
 from latephase.experiments.report.numbers import duration, number
 from latephase.experiments.report.provenance import facts, provenance
 
@@ -32,9 +31,7 @@ def write_report(results: Path, page: Path) -> None:
     Raises:
         ExperimentError: If a file cannot be written.
     """
-    document = report(json.loads(results.read_text(encoding="utf-8")))
-    write_text(page, to_html(document))
-    write_numbers(document, page.parent)
+    write_document(report(json.loads(results.read_text(encoding="utf-8"))), page)
 
 
 def report(results: dict[str, Any]) -> Document:

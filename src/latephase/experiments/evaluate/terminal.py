@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from latephase.experiments.console import results_console
 from latephase.experiments.evaluate.page import lead
 from latephase.experiments.evaluate.page_corruptions import errors
 from latephase.experiments.evaluate.page_ood import own_detection
@@ -24,9 +24,7 @@ def print_evaluation(results: dict[str, Any], folder: Path) -> None:
         results: The content of evaluation.json.
         folder: Where the report is.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+    console = results_console()
     for setting in results["settings"]:
         methods = Methods(setting, "")
         seeds = len(setting["seeds"])

@@ -28,15 +28,16 @@ class EMA(AveragedWeights):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._average: dict[str, Tensor] = {}
-        self._last: dict[str, Tensor] = {}
+        self._rest: dict[str, Tensor] = {}
         self._move = get_ema_multi_avg_fn(recipe.ema.decay**recipe.ema.every)
 
     def after_step(self, trajectory: Trajectory) -> None:
         """Move the average when its turn has come."""
         if trajectory.step % self.recipe.ema.every and trajectory.step < trajectory.total:
             return
-        self._last = {name: value.detach().clone() for name, value in trajectory.model.state_dict().items()}
-        floating = {name: value for name, value in self._last.items() if value.is_floating_point()}
+        state = {name: value.detach() for name, value in trajectory.model.state_dict().items()}
+        floating = {name: value for name, value in state.items() if value.is_floating_point()}
+        self._rest = {name: value.clone() for name, value in state.items() if name not in floating}
         if self._average:
             # Saved states come back on the CPU.
             self._average = {name: value.to(floating[name].device) for name, value in self._average.items()}
@@ -46,12 +47,12 @@ class EMA(AveragedWeights):
 
     def weights(self) -> dict[str, Tensor]:
         """The average; what is not a floating-point tensor is the last minibatch's."""
-        return {name: self._average.get(name, value) for name, value in self._last.items()}
+        return self._average | self._rest
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and the last weights."""
-        return {"average": self._average, "last": self._last}
+        """The average, and what is not averaged."""
+        return {"average": self._average, "rest": self._rest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back the average."""
-        self._average, self._last = dict(state["average"]), dict(state["last"])
+        self._average, self._rest = dict(state["average"]), dict(state["rest"])

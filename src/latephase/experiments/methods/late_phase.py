@@ -1,4 +1,4 @@
-"""Late-phase weights, with each family of weights that the paper replicates."""
+"""Late-phase weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 
 import latephase
 from latephase.experiments.methods.method import Method, Predictions
-from latephase.experiments.methods.weights import base_weight_decay, own_weight_decay
-from latephase.experiments.schedule import steps_at
+from latephase.experiments.methods.weights import own_weight_decay
 
 if TYPE_CHECKING:
     from latephase.experiments.trajectory import Trajectory
@@ -103,89 +102,3 @@ class LatePhase(Method):
         self.started = state["started"]
         if self._signal is not None:
             self._signal.load_state_dict(state["signal"])
-
-
-class LatePhaseNorm(LatePhase):
-    """The normalisation layers alone."""
-
-    name = "late-phase-norm"
-    label = "late-phase, norms"
-    summary = "K members of the norms' scales and shifts from T0 on, averaged into one model"
-    families = ("norm",)
-
-
-class LatePhaseRankOne(LatePhase):
-    """Rank-1 factors of every weight matrix and convolution, 1 at T0."""
-
-    name = "late-phase-rank-one"
-    label = "late-phase, rank-1"
-    summary = "K members of rank-1 factors of the weights from T0 on, averaged into one model"
-    families = ("rank-one",)
-
-
-class LatePhaseFull(LatePhase):
-    """Every weight: K separate networks from T0 on."""
-
-    name = "late-phase-full"
-    label = "late-phase, all weights"
-    summary = "K members of every weight from T0 on, averaged into one model"
-    families = ("full",)
-
-
-class LatePhaseFromStart(LatePhase):
-    """Late-phase weights that are not late: T0 = 0."""
-
-    name = "late-phase-from-start"
-    label = "late-phase, T0 = 0"
-    summary = "late-phase weights from the first minibatch on"
-    waits = False
-
-    @property
-    def start(self) -> float:
-        """The first minibatch."""
-        return 0.0
-
-
-class LatePhaseHypernetwork(LatePhase):
-    """A hypernetwork from the first minibatch on, whose embeddings have members from T0 on."""
-
-    name = "late-phase-hypernetwork"
-    label = "late-phase, hypernetwork"
-    summary = "weights made of shared templates; K members of their embeddings from T0 on, averaged into one model"
-    families = ("hypernetwork",)
-
-    @property
-    def start(self) -> float:
-        """The first minibatch, since the weights are another network's from there on."""
-        return 0.0
-
-    def begin(self, trajectory: Trajectory) -> None:
-        """Nothing unless T0 is the first minibatch: the hypernetwork is trained up to T0."""
-        if self.recipe.late_phase.start == 0:
-            super().begin(trajectory)
-
-    def step(self, trajectory: Trajectory, x: Tensor, y: Tensor) -> Tensor:
-        """Bring the members to life when T0 has come, then train."""
-        fixed = self.recipe.late_phase.start != "auto"
-        if fixed and self.started is None and trajectory.step >= steps_at(self.t0, trajectory.total):
-            self.come_to_life(trajectory, trajectory.step)
-        return super().step(trajectory, x, y)
-
-
-class LatePhaseMatchedDecay(LatePhase):
-    """Late-phase weights whose base weights decay as much per minibatch as in plain training.
-
-    They step once in K minibatches, so at an unchanged weight decay they decay K times less: under BatchNorm that is a
-    hidden change of the learning rate.
-    """
-
-    name = "late-phase-matched-decay"
-    label = "late-phase, decay x K"
-    summary = "late-phase weights, the base weights' decay multiplied by K: as much per minibatch as in plain SGD"
-
-    def attach(self, trajectory: Trajectory) -> None:
-        """Attach the late phase, then raise the decay."""
-        super().attach(trajectory)
-        assert self._late is not None
-        late = self._late.late_parameters()
-        base_weight_decay(trajectory.optimizer, late, float(self.recipe.late_phase.members))

@@ -8,19 +8,20 @@ from typing import Any
 
 import yaml
 
-from latephase.experiments.checkpoints import write_text
 from latephase.experiments.report.document import (
     Block,
     Document,
+    Figure,
     Figures,
     Finding,
     Listing,
     Part,
     Section,
     Source,
+    Table,
     Text,
 )
-from latephase.experiments.report.export import write_numbers
+from latephase.experiments.report.export import write_document
 from latephase.experiments.report.figures import (
     agreement_figure,
     contrasts_figure,
@@ -62,9 +63,7 @@ def write_report(results: Path, page: Path) -> None:
     Raises:
         ExperimentError: If a file cannot be written.
     """
-    document = report(json.loads(results.read_text(encoding="utf-8")))
-    write_text(page, to_html(document))
-    write_numbers(document, page.parent)
+    write_document(report(json.loads(results.read_text(encoding="utf-8"))), page)
 
 
 def render(results: dict[str, Any]) -> str:
@@ -159,22 +158,20 @@ def _accuracy(setting: dict[str, Any], prefix: str, section: Section) -> None:
 
 
 def _controls(setting: dict[str, Any], prefix: str, section: Section) -> None:
-    table = contrasts_table(setting)
-    if table is None:
-        return
-    section.add(Part("Controls"))
-    sentence, figure = controls(setting), contrasts_figure(setting, f"{prefix}controls")
-    if sentence and figure:
-        section.add(Finding(sentence, (figure,)))
-    section.add(table)
+    figure = contrasts_figure(setting, f"{prefix}controls")
+    _shown(section, "Controls", contrasts_table(setting), controls(setting), figure)
 
 
 def _members(setting: dict[str, Any], prefix: str, section: Section) -> None:
-    table = members_table(setting)
+    figure = agreement_figure(setting, f"{prefix}disagreement")
+    _shown(section, "Members", members_table(setting), members(setting), figure)
+
+
+def _shown(section: Section, title: str, table: Table | None, sentence: str | None, figure: Figure | None) -> None:
+    """A part with a table, under its sentence and figure; nothing without the table."""
     if table is None:
         return
-    section.add(Part("Members"))
-    sentence, figure = members(setting), agreement_figure(setting, f"{prefix}disagreement")
+    section.add(Part(title))
     if sentence and figure:
         section.add(Finding(sentence, (figure,)))
     section.add(table)

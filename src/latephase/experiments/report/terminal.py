@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from latephase.experiments.console import results_console
 from latephase.experiments.report.numbers import MINUS, difference, duration, mean
 from latephase.experiments.report.sentences import findings, headline
 
@@ -24,9 +24,7 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
         results: The content of results.json.
         folder: The run folder.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+    console = results_console()
     for setting in results["settings"]:
         seeds = len(setting["seeds"])
         console.print()

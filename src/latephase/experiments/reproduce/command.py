@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.checkpoints import write_text
+from latephase.experiments.console import results_console
 from latephase.experiments.errors import ExperimentError, unknown
 from latephase.experiments.reproduce.render import as_csv, markdown, notes, terminal_table
 from latephase.experiments.reproduce.run import Request, plan, reproduce
@@ -37,9 +37,7 @@ def main(arguments: list[str]) -> int:
     Raises:
         ExperimentError: If an argument is not what it should be, nothing can be run, or a run fails.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=120)
+    console = results_console()
     if {"-h", "--help"} & set(arguments):
         console.print(Text(f"usage: {_USAGE}"), soft_wrap=True)
         return 0

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as TerminalTable
 
 from latephase._version import __version__
+from latephase.experiments.console import results_console
 from latephase.experiments.theory import annealing, draw, learning_curves, multiplicative, page, start, steady_state
 from latephase.experiments.theory.config import MonteCarlo, Multiplicative, Quadratic, TheoryConfig
 from latephase.experiments.theory.findings import findings
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, ValueError) as error:
         sys.stderr.write(f"latephase: error: {' '.join(str(error).split())}\n")
         return 2
-    console = Console(width=None if Console().is_terminal else 150)
+    console = results_console(width=150)
     for table in results.tables:
         console.print(_for_terminal(table), "")
     console.print(f"Figures, tables and the page: {output / 'index.html'}", soft_wrap=True)
