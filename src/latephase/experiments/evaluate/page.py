@@ -15,7 +15,7 @@ from latephase.experiments.evaluate.page_ood import add_ood
 from latephase.experiments.evaluate.page_predictions import add_members, add_predictions, score
 from latephase.experiments.evaluate.seeds import Methods, capital, mean_text
 from latephase.experiments.report.document import Document, Listing, Part, Section, Source, Table, Text
-from latephase.experiments.report.export import write_document
+from latephase.experiments.report.files import write_document
 from latephase.experiments.report.frame import slug
 from latephase.experiments.report.numbers import duration, number
 from latephase.experiments.report.provenance import facts, provenance

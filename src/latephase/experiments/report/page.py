@@ -21,7 +21,6 @@ from latephase.experiments.report.document import (
     Table,
     Text,
 )
-from latephase.experiments.report.export import write_document
 from latephase.experiments.report.figures import (
     agreement_figure,
     contrasts_figure,
@@ -31,6 +30,7 @@ from latephase.experiments.report.figures import (
     reliability_figure,
     scores_figure,
 )
+from latephase.experiments.report.files import write_document
 from latephase.experiments.report.frame import slug, to_html
 from latephase.experiments.report.numbers import duration, labelled
 from latephase.experiments.report.provenance import facts, provenance
