@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Data:
-    """Images, their split and what is done to them.
+    """Images or text, their split and what is done to them.
 
     Attributes:
-        name: Source: `digits`, `parquet`, `folder`, `cifar10` or `cifar100`.
+        name: Source: `digits`, `parquet`, `folder`, `cifar10`, `cifar100` or `text`.
         train: File (parquet) or folder of training images, one folder for each class; also a folder inside an archive,
             as in `images.tar.xz/train`. For `cifar10` and `cifar100` the folder that torchvision downloads to, or the
-            parquet file of a copy.
+            parquet file of a copy. For `text` the whole text (plain, `.zip` or `.xz`), which is split 90/5/5; null
+            takes text that comes with Python.
         test: File or folder of test images; not needed for what torchvision downloads.
         image_size: Side in pixels of the images of a folder, which are centre-cropped to it.
         resize: Pixels that the shorter side of such an image is resized to before that; null takes `image_size`.
@@ -52,6 +53,27 @@ class Data:
     flip: bool = False
     cutout: int = 0
     split_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """How text is read, where `data.name` is `text`.
+
+    Attributes:
+        length: Characters of each row of a minibatch; gradients go no further back.
+        order: `streams` reads the text in rows side by side, each going on where it stopped; `windows` reads random
+            places.
+        state: What a recurrent model's state is once there are members. `shared`: each member goes on from the state
+            that the one before left, in the same streams; `own`: each reads streams of its own, from another place of
+            the text, with a state of its own; `zero`: no state is carried from one minibatch to the next, from the
+            beginning of training.
+        context: Characters of held-out text that are read before those that are scored, at most `length`.
+    """
+
+    length: int = 128
+    order: str = "streams"
+    state: str = "shared"
+    context: int = 128
 
 
 @dataclass(frozen=True)
@@ -219,7 +241,8 @@ class Recipe:
         methods: The methods that `latephase compare` compares.
         seed: The seed; of `compare`, the first one.
         seeds: Number of seeds that `compare` runs.
-        data: Images, split and augmentation.
+        data: Images or text, split and augmentation.
+        text: How text is read.
         model: The network.
         training: Optimizer, learning rate and length.
         late_phase: Late-phase weights and their controls.
@@ -239,6 +262,7 @@ class Recipe:
     seed: int = 0
     seeds: int = 10
     data: Data = field(default_factory=Data)
+    text: Text = field(default_factory=Text)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
     late_phase: LatePhase = field(default_factory=LatePhase)

@@ -281,6 +281,11 @@ def _check(recipe: Recipe) -> None:
     need("training.lr_drops", rising, "rising fractions between 0 and 1")
     for key in ("lr", "momentum", "weight_decay", "final_lr", "drop_factor"):
         need(f"training.{key}", flat[f"training.{key}"] >= 0, "a number from 0")
+    text = recipe.text
+    need("text.length", text.length >= 2, "a whole number from 2")
+    need("text.context", 0 <= text.context <= text.length, f"a whole number from 0 to text.length = {text.length}")
+    need("text.order", text.order in ("streams", "windows"), "streams or windows")
+    need("text.state", text.state in ("shared", "own", "zero"), "shared, own or zero")
     need("late_phase.optimizer_state", recipe.late_phase.optimizer_state in ("copy", "reset"), "copy or reset")
     gamma = recipe.late_phase.base_gradient
     need("late_phase.base_gradient", not isinstance(gamma, str) or gamma in ("sum", "mean"), "sum, mean or a number")
