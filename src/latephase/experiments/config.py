@@ -81,7 +81,8 @@ class Model:
     """The network.
 
     Attributes:
-        name: `small-cnn`, `wrn-DEPTH-WIDTH`, `pyramidnet-DEPTH-ALPHA` or `torchvision:NAME`.
+        name: `small-cnn`, `wrn-DEPTH-WIDTH`, `pyramidnet-DEPTH-ALPHA` or `torchvision:NAME`; for text `lstm-UNITS` or
+            `transformer-DEPTH-WIDTH`.
         width: Channels of the small CNN.
         depth: Convolutions of the small CNN.
         pretrained: Start from torchvision's published weights, the newest (true) or those of a name such as
@@ -98,28 +99,39 @@ class Model:
 
 @dataclass(frozen=True)
 class Training:
-    """SGD with momentum; the learning rate is constant, then linear, then constant, or drops in steps, or both.
+    """Optimizer, learning rate and length.
 
     Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images in a minibatch; a last minibatch that is not full is left out.
-        lr: Learning rate at the start.
-        momentum: Momentum.
+        epochs: Passes over the training data.
+        batch_size: Images, or rows of text, in a minibatch; a last minibatch that is not full is left out.
+        optimizer: `sgd` with momentum, `adam`, or `adamw`, whose weight decay is apart from the gradient.
+        lr: Learning rate at the start, or after `warmup`.
+        momentum: Momentum of SGD.
         nesterov: Nesterov's momentum, where there is any.
+        betas: Adam's decay rates of the averages of the gradient and of its square.
         weight_decay: Weight decay of every weight.
-        constant_until: Fraction of training up to which the learning rate stays `lr`.
-        linear_until: Fraction of training at which it has fallen linearly to `final_lr`.
+        clip: Norm of the whole gradient above which it is scaled down to this norm; null never scales it.
+        schedule: `linear` is constant, then linear, then constant; `cosine` half a cosine to `final_lr` at the end;
+            `wsd` constant, then linear to `final_lr` at the end, of which T0 is best the beginning of the decay.
+        warmup: Fraction of training in which the learning rate rises linearly from 0 to `lr`.
+        constant_until: Fraction of training up to which the learning rate stays `lr` (`linear` and `wsd`).
+        linear_until: Fraction of training at which it has fallen linearly to `final_lr` (`linear`).
         final_lr: Learning rate from then on, as a fraction of `lr`.
-        lr_drops: Fractions of training at which the learning rate is multiplied by `drop_factor`.
+        lr_drops: Fractions of training at which the learning rate is multiplied by `drop_factor` (`linear`).
         drop_factor: What it is multiplied by.
     """
 
     epochs: int = 80
     batch_size: int = 16
+    optimizer: str = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = True
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 5e-4
+    clip: float | None = None
+    schedule: str = "linear"
+    warmup: float = 0.0
     constant_until: float = 0.5
     linear_until: float = 0.9
     final_lr: float = 0.01

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError, unknown
+from latephase.experiments.schedule import SCHEDULES
 
 # What a recipe may change without changing the numbers of any one run.
 _FREE = ("title", "method", "methods", "seed", "seeds", "checkpoint_minutes")
@@ -274,9 +275,19 @@ def _check(recipe: Recipe) -> None:
     need("swa.start", recipe.swa.start < 1, "a fraction below 1, for there would be nothing to average")
     need(
         "training.linear_until",
-        training.linear_until >= training.constant_until,
+        training.schedule != "linear" or training.linear_until >= training.constant_until,
         f"a fraction from training.constant_until = {training.constant_until} to 1",
     )
+    need("training.optimizer", training.optimizer in ("sgd", "adam", "adamw"), "sgd, adam or adamw")
+    rates = len(training.betas) == 2 and all(0 <= beta < 1 for beta in training.betas)
+    need("training.betas", rates, "two numbers from 0 to below 1")
+    need("training.clip", training.clip is None or training.clip > 0, "null or a number above 0")
+    need("training.schedule", training.schedule in SCHEDULES, ", ".join(SCHEDULES))
+    latest = 1.0 if training.schedule == "cosine" else training.constant_until
+    need("training.warmup", 0 <= training.warmup < 1, "a fraction from 0 to below 1")
+    need("training.warmup", training.warmup <= latest, f"at most training.constant_until = {latest}")
+    stepped = not training.lr_drops or training.schedule == "linear"
+    need("training.lr_drops", stepped, f"[] where training.schedule = {training.schedule}")
     rising = sorted(training.lr_drops) == training.lr_drops and all(0 < drop < 1 for drop in training.lr_drops)
     need("training.lr_drops", rising, "rising fractions between 0 and 1")
     for key in ("lr", "momentum", "weight_decay", "final_lr", "drop_factor"):
