@@ -1,8 +1,9 @@
-"""Models: a small CNN, wide ResNets, PyramidNets, and every classifier of torchvision."""
+"""Models: a small CNN, wide ResNets, PyramidNets, torchvision's classifiers; an LSTM and a transformer for text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -10,11 +11,21 @@ from torch import nn
 from latephase.experiments.config import Model
 from latephase.experiments.errors import ExperimentError, unknown
 from latephase.experiments.models.initial import load_weights, published_model
+from latephase.experiments.models.lstm import CharLSTM
 from latephase.experiments.models.pyramidnet import PyramidNet
 from latephase.experiments.models.small_cnn import SmallCNN
+from latephase.experiments.models.transformer import CharTransformer
 from latephase.experiments.models.wide_resnet import WideResNet
 
-__all__ = ["PyramidNet", "SmallCNN", "WideResNet", "build_model"]
+__all__ = [
+    "CharLSTM",
+    "CharTransformer",
+    "PyramidNet",
+    "SmallCNN",
+    "WideResNet",
+    "build_model",
+    "build_text_model",
+]
 
 
 def build_model(config: Model, *, classes: int, channels: int, size: int, seed: int) -> nn.Module:
@@ -33,12 +44,50 @@ def build_model(config: Model, *, classes: int, channels: int, size: int, seed: 
     Raises:
         ExperimentError: If there is no such model, it cannot be built, or the weights to start from are not its own.
     """
+    return _seeded(lambda: _build(config, classes, channels, size), config, seed)
+
+
+def build_text_model(config: Model, vocabulary: int, seed: int) -> nn.Module:
+    """Build a model that predicts the next character, and whose weights depend on the seed alone or are given.
+
+    Its `forward(tokens, state=None)` returns logits and the state to go on from, which is None for a transformer.
+
+    Args:
+        config: Name, and the weights to start from.
+        vocabulary: Number of characters.
+        seed: Seed of the initial weights; the global generators are left as they were.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        ExperimentError: If there is no such model for text, it cannot be built, or the weights to start from are not
+            its own.
+    """
+    return _seeded(lambda: _build_text(config, vocabulary), config, seed)
+
+
+def _seeded(build: Callable[[], nn.Module], config: Model, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _build(config, classes, channels, size)
+        model = build()
     if config.weights is not None:
         load_weights(model, config.weights)
     return model
+
+
+def _build_text(config: Model, vocabulary: int) -> nn.Module:
+    name = config.name
+    if config.pretrained:
+        raise ExperimentError(f"model.pretrained = {config.pretrained} needs a model of torchvision, not {name}")
+    try:
+        if lstm := re.fullmatch(r"lstm-(\d+)", name):
+            return CharLSTM(vocabulary, int(lstm[1]))
+        if transformer := re.fullmatch(r"transformer-(\d+)-(\d+)", name):
+            return CharTransformer(vocabulary, int(transformer[1]), int(transformer[2]))
+    except ValueError as error:
+        raise ExperimentError(f"model.name = {name}: {error}") from error
+    raise unknown("model for text", name, ["lstm-500", "transformer-3-96", "transformer-6-384"])
 
 
 def _build(config: Model, classes: int, channels: int, size: int) -> nn.Module:
