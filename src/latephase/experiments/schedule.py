@@ -30,7 +30,7 @@ def learning_rate(training: Training, fraction: float) -> float:
         The learning rate; without a warm-up `lr` for the first minibatch, with one 0.
 
     Example:
-        >>> learning_rate(Training(lr=0.1, constant_until=0.5, linear_until=0.9, final_lr=0.01), 0.7)
+        >>> round(learning_rate(Training(lr=0.1, constant_until=0.5, linear_until=0.9, final_lr=0.01), 0.7), 6)
         0.0505
     """
     if fraction < training.warmup:
