@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 import latephase
 from latephase.reference import Reference
-from zoo import HYPERNETWORK, MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, combine, factor, inputs
+from zoo import HYPERNETWORK, MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, combine, factor, inputs, matrices
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, lr=0.1, **kw),
@@ -78,17 +78,17 @@ class Case:
         owners = {"norm": norms, "head": head, "norm+head": norms + head}.get(self.family, [])
         names = {name for name, _ in model.named_parameters()}
         if self.family in FACTORED:
-            ranked = self.family == "rank-one"
-            patterns = RANK_ONE.get(self.model, ["*"]) if ranked else HYPERNETWORK[self.model]
-            return {
-                f"{name}.parametrizations.weight.0.{kind}"
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear | nn.Conv2d) and any(fnmatchcase(name, p) for p in patterns)
-                for kind in (("row", "column") if ranked else ("embedding",))
-            }
+            kinds = ("row", "column") if self.family == "rank-one" else ("embedding",)
+            paths = [name.rpartition(".") for name in self.factored_names()]
+            return {f"{owner}.parametrizations.{own}.0.{kind}" for owner, _, own in paths for kind in kinds}
         if self.family == "parameters":
             return {n for n in names if any(fnmatchcase(n, pattern) for pattern in PATTERNS[self.model])}
         return names if self.family == "full" else {n for n in names if n.rpartition(".")[0] in owners}
+
+    def factored_names(self) -> list[str]:
+        """The weights that get factors."""
+        ranked = self.family == "rank-one"
+        return matrices(self.plain(), RANK_ONE.get(self.model) if ranked else HYPERNETWORK[self.model])
 
     def attach(self, **options) -> tuple[nn.Module, Optimizer, latephase.LatePhase]:
         """The model, its optimizer and the phase under test, not yet started."""
@@ -104,7 +104,7 @@ class Case:
         """The model; with families that add factors one with factors, written here and not in the library."""
         model = self.plain()
         if self.family == "rank-one":
-            factor(model, RANK_ONE.get(self.model, ["*"]))
+            factor(model, self.factored_names())
         elif self.family in FACTORED:  # the factors begin with the library's values, which other tests judge
             combine(model, self.attach()[0])
         return model
@@ -165,9 +165,11 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def plain_tensors(average: nn.Module) -> dict[str, Tensor]:
     """The reference's average with the plain model's keys: factors are folded into their weight."""
-    for module in average.modules():
-        if nn.utils.parametrize.is_parametrized(module, "weight"):
-            nn.utils.parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    made = [(module, name) for module in average.modules() for name in getattr(module, "parametrizations", ())]
+    values = [getattr(module, name).detach() for module, name in made]
+    for (module, name), value in zip(made, values, strict=True):
+        nn.utils.parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        module._parameters[name] = nn.Parameter(value)
     return dict(average.state_dict())
 
 

@@ -88,8 +88,6 @@ def test_a_tied_head_is_an_error_that_lists_the_candidates() -> None:
     model = case.plain()
     with pytest.raises(LatePhaseValueError, match=r"(?s)embed.*mix|mix.*embed"):
         latephase.LatePhase(model, weights=["head"])
-    with pytest.raises(LatePhaseValueError, match="embed"):
-        latephase.LatePhase(model, weights=[latephase.RankOne(names="decoder")])
     with pytest.raises(LatePhaseValueError, match=r"embed|decoder"):
         latephase.LatePhase(model, weights=[latephase.Parameters("embed.*"), latephase.Parameters("decoder.*")])
     latephase.LatePhase(model, weights=[latephase.Head("mix")]).start()

@@ -140,7 +140,7 @@ PATTERNS = {
     "tied": ["embed.*", "norm.bias"],
 }
 UNTIED_HEAD = {"tied": "mix"}  # "head" itself would be the tied decoder, and is refused
-RANK_ONE = {"tied": ["mix"]}  # names of modules; everywhere else all linear and convolutional ones
+RANK_ONE = {"tied": ["*"]}  # names of modules; everywhere else all but embeddings
 # What the family Hypernetwork takes: layers of different width that share templates, grouped convolutions, layers
 # of a packed block, a single layer.
 HYPERNETWORK = {
@@ -188,11 +188,46 @@ class RankOneByHand(nn.Module):
         return weight * rows * columns
 
 
-def factor(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Puts rank-one factors on every linear and convolutional layer whose name matches."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d) and any(fnmatchcase(name, p) for p in patterns):
-            nn.utils.parametrize.register_parametrization(module, "weight", RankOneByHand(module.weight))
+WEIGHTED = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.MultiheadAttention, nn.Embedding)
+
+
+def matrices(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
+    """Dotted names of the weight matrices of all modules whose name matches; None: all but embeddings' tables."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, WEIGHTED) and (patterns is None or any(fnmatchcase(name, p) for p in patterns)):
+            found |= {
+                p: f"{name}.{own}"
+                for own, p in module.named_parameters(recurse=False)
+                if p.ndim > 1 and not (patterns is None and isinstance(module, nn.Embedding))
+            }
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} if patterns is None else set()
+    return [name for name, p in model.named_parameters() if p in found and p not in tables]
+
+
+def parametrize(model: nn.Module, name: str, made: nn.Module) -> None:
+    """Puts a parametrization on a weight in all the places that it has."""
+    weight = model.get_parameter(name)
+    for module in list(model.modules()):
+        for own in [own for own, p in module._parameters.items() if p is weight]:
+            nn.utils.parametrize.register_parametrization(module, own, made, unsafe=True)
+            if isinstance(module, nn.RNNBase) and not module._forward_pre_hooks:
+                module.register_forward_pre_hook(_refresh)
+                module.register_forward_hook(_forget)
+
+
+def _refresh(module: nn.RNNBase, _) -> None:
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+
+
+def _forget(module: nn.RNNBase, *_) -> None:
+    module._flat_weights, module._flat_weight_refs = [], [None] * len(module._flat_weights_names)
+
+
+def factor(model: nn.Module, names: Sequence[str]) -> None:
+    """Puts rank-one factors on weights."""
+    for name in names:
+        parametrize(model, name, RankOneByHand(model.get_parameter(name)))
 
 
 class BankByHand(nn.Module):

@@ -1,5 +1,6 @@
 """All members in one pass: `torch.vmap` over the parked stacks, each member on its share of the batch."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from .members import Members
 
 if TYPE_CHECKING:
     from .steps import Steps
+
+_NO_RULE = re.compile(r"Batching rule not implemented for (\S+?)\.? ")
 
 
 def _split(tree: Any, members: int) -> Any:
@@ -39,6 +42,21 @@ def _batchable_attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+def _owners(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Where the weights lie: the name of each by the path of every module that owns it.
+
+    `functional_call` can tie weights by itself, but not where a module is reached by two paths: it would swap twice,
+    and leave the second swap's values behind.
+    """
+    names = {weight: name for name, weight in weights.items()}
+    return {
+        f"{path}.{own}" if path else own: names[weight]
+        for path, module in model.named_modules()
+        for own, weight in module._parameters.items()
+        if weight in names
+    }
+
+
 class Stacks:
     """The members' stacks as leaves of the autograd graph, made once a phase.
 
@@ -55,6 +73,7 @@ class Stacks:
             name: nn.Parameter(of[name], requires_grad=live.requires_grad) for name, live in self.live.items()
         }
         self.buffers = {name: of[name] for name in members.sites.statistics}
+        self.owners = _owners(model, self.live)
         # A cumulative average (momentum=None) divides by its count, a number that all members must share.
         self.counts = {
             f"{name}.num_batches_tracked" if name else "num_batches_tracked"
@@ -85,11 +104,22 @@ class Stacks:
 
         def one(weights: Mapping[str, Tensor], buffers: dict[str, Tensor], tree: Any) -> Any:
             inner_args, inner_kwargs = tree
-            return functional_call(self.model, {**weights, **buffers, **counts}, inner_args, inner_kwargs)
+            tied = {path: weights[name] for path, name in self.owners.items()}
+            values = {**tied, **buffers, **counts}
+            return functional_call(self.model, values, inner_args, inner_kwargs, tie_weights=False)
 
         in_dims = (0, 0, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, inputs))
-        with _batchable_attention(members.stacks[0].device):
-            outputs = torch.vmap(one, in_dims=in_dims, randomness="different")(self.weights, stacked, inputs)
+        try:
+            with _batchable_attention(members.stacks[0].device):
+                outputs = torch.vmap(one, in_dims=in_dims, randomness="different")(self.weights, stacked, inputs)
+        except RuntimeError as error:
+            missing = _NO_RULE.search(str(error))
+            if missing is None:
+                raise
+            raise LatePhaseError(
+                f"parallel: torch.vmap cannot run {missing[1]} for several members at once (nor any of torch's "
+                "recurrent kernels); use the loop, which needs no parallel()"
+            ) from error
         with torch.no_grad():
             for name, count in counts.items():
                 self.buffers[name].copy_(count)

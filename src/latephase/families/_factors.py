@@ -6,16 +6,17 @@ The state dict of the model keeps its plain keys in their plain order: it holds 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
-from ..errors import LatePhaseValueError
-from ._family import Installation, listing
+from ._family import Installation
+from ._recurrent import hand_over, take_back
 
 
 class Factors(nn.Module, ABC):
@@ -91,100 +92,120 @@ class _LoadPlain:
                     state[f"{inner}0.{name}"] = value
 
 
-class FactoredModule:
-    """The factors of one module's weights: put in, folded into the weights, or taken out.
+class _FactoredModule:
+    """One module of which some weights carry factors: its order of parameters and its hooks.
 
     Args:
-        name: dotted name of the module.
-        module: the module; changed by `install`.
-        factors: by name of the weight, the factors it gets.
+        module: the module.
     """
 
-    def __init__(self, name: str, module: nn.Module, factors: Mapping[str, Factors]) -> None:
-        self.name, self.module, self.factors = name, module, dict(factors)
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.order = tuple(module._parameters)
+        self.tensors: list[str] = []
+        self.handles: list[RemovableHandle] = []
 
-    def install(self) -> Installation:
-        """Register the factors; the model's function stays the same, bit for bit."""
-        installation = Installation({}, fold=self.fold, remove=self.remove)
-        dot = f"{self.name}." if self.name else ""
-        for tensor, factors in self.factors.items():
-            weight = self.module._parameters[tensor]
-            assert weight is not None
-            parametrize.register_parametrization(self.module, tensor, factors, unsafe=True)
-            inner = f"{dot}parametrizations.{tensor}."
-            installation.plain[f"{inner}original"] = weight
-            for name, factor in factors.named_parameters():
-                kind = installation.plain if name in factors.base else installation.parameters
-                kind[f"{inner}0.{name}"] = factor
-                installation.weight_of[factor] = weight
-        tensors = tuple(self.factors)
-        self.handles = (
+    def put(self, tensor: str, factors: Factors) -> None:
+        """Register factors beside one weight."""
+        parametrize.register_parametrization(self.module, tensor, factors, unsafe=True)
+        self.tensors.append(tensor)
+
+    def close(self) -> None:
+        """Once all factors are in: make the module look and work as before."""
+        tensors = tuple(self.tensors)
+        self.handles = [
             self.module.register_state_dict_post_hook(_SaveFolded(self.order, tensors)),
             self.module.register_load_state_dict_pre_hook(_LoadPlain(tensors)),
-        )
-        return installation
+        ]
+        if isinstance(self.module, nn.RNNBase):
+            hand_over(self.module)
 
-    def fold(self) -> None:
-        """Write the effective weights into the base weights, in place, and take the factors out."""
-        with torch.no_grad():
-            folded = {tensor: getattr(self.module, tensor).detach().clone() for tensor in self.factors}
-            self.remove()
-            for tensor, value in folded.items():
-                getattr(self.module, tensor).copy_(value)
+    def take(self, tensor: str) -> None:
+        """Take the factors beside one weight out."""
+        parametrize.remove_parametrizations(self.module, tensor, leave_parametrized=False)
+        self.tensors.remove(tensor)
 
-    def remove(self) -> None:
-        """Take the factors out; the base weights keep their values, their identity and their place in the module."""
+    def clear(self) -> None:
+        """Once no factors are left: the module is the one it was."""
         for handle in self.handles:
             handle.remove()
-        for tensor in self.factors:
-            parametrize.remove_parametrizations(self.module, tensor, leave_parametrized=False)
+        for tensor in tuple(self.tensors):
+            self.take(tensor)
         # Removal registers a tensor anew, at the end of its module; optimizers and state dicts go by the order.
         parameters = self.module._parameters
         for name in self.order:
             parameters[name] = parameters.pop(name)
+        if isinstance(self.module, nn.RNNBase):
+            take_back(self.module)
 
 
-def install_all(factored: list[FactoredModule]) -> Installation:
-    """Install the factors of several modules as one installation; on an error nothing stays installed."""
-    whole = Installation({})
-    parts: list[Installation] = []
+@dataclass
+class _Site:
+    """A weight, its factors, and the modules that own it (several, where it is tied)."""
+
+    weight: nn.Parameter
+    factors: Factors
+    places: list[tuple[str, _FactoredModule, str]] = field(default_factory=list)
+
+    def fold(self) -> None:
+        """Take the factors out; the weight becomes what they made of it."""
+        _, owner, tensor = self.places[0]
+        effective = getattr(owner.module, tensor).detach()
+        for _, owner, tensor in self.places:
+            owner.take(tensor)
+        self.weight.copy_(effective)
+
+
+def install_factors(
+    model: nn.Module, targets: Mapping[str, nn.Parameter], factors: Mapping[str, Factors]
+) -> Installation:
+    """Put factors beside weights; a tied weight gets them in all its places, and stays tied.
+
+    Args:
+        model: the model; its function stays the same as long as the factors are neutral.
+        targets: the weights by dotted name.
+        factors: the factors by the same names.
+
+    Returns:
+        The installation; on an error nothing stays in the model.
+    """
+    sites = {weight: _Site(weight, factors[name]) for name, weight in targets.items()}
+    owners: list[_FactoredModule] = []
+    for name, module in model.named_modules():
+        owned = {tensor: sites[p] for tensor, p in module._parameters.items() if p in sites}
+        if owned:
+            owners.append(_FactoredModule(module))
+            for tensor, site in owned.items():
+                site.places.append((f"{name}.{tensor}" if name else tensor, owners[-1], tensor))
 
     def fold() -> None:
-        for part in parts:
-            part.fold()
+        with torch.no_grad():
+            for site in sites.values():
+                site.fold()
+        remove()
 
     def remove() -> None:
-        for part in parts:
-            part.remove()
+        for owner in owners:
+            owner.clear()
 
     try:
-        for module in factored:
-            part = module.install()
-            parts.append(part)
-            # What several weights share is known by its first name, and joins the optimizer group of the first.
-            shared = set(whole.weight_of)
-            whole.parameters.update(part.parameters)
-            whole.weight_of = part.weight_of | whole.weight_of
-            whole.plain.update((name, p) for name, p in part.plain.items() if p not in shared)
-            whole.rules.extend(part.rules)
+        for site in sites.values():
+            for _, owner, tensor in site.places:
+                owner.put(tensor, site.factors)
+        for owner in owners:
+            owner.close()
     except BaseException:
         remove()
         raise
-    whole.fold, whole.remove = fold, remove
-    return whole
-
-
-def refuse_tied(model: nn.Module, family: str, targets: Mapping[str, nn.Parameter]) -> None:
-    """Refuse factors on a weight with several owners: they would change it in one place and not in the others.
-
-    Raises:
-        LatePhaseValueError: a target has more than one name.
-    """
-    for name, parameter in targets.items():
-        names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
-        if len(names) > 1:
-            raise LatePhaseValueError(
-                f"{family}: {name!r} is tied ({listing(names)}), and factors would act in one of these places only; "
-                "choose other modules with names=..."
-            )
+    installation = Installation({}, fold=fold, remove=remove)
+    for site in sites.values():
+        name, _, tensor = site.places[0]
+        inner = f"{name.removesuffix(tensor)}parametrizations.{tensor}."
+        installation.plain[f"{inner}original"] = site.weight
+        for own, factor in site.factors.named_parameters():
+            # What several weights share is known by its first name, and joins the optimizer group of the first.
+            if factor not in installation.weight_of:
+                kind = installation.plain if own in site.factors.base else installation.parameters
+                kind[f"{inner}0.{own}"] = factor
+                installation.weight_of[factor] = site.weight
+    return installation

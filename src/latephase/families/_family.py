@@ -117,5 +117,10 @@ def refuse_unusable(name: str, parameter: nn.Parameter) -> None:
         )
     if isinstance(parameter, UninitializedParameter):
         raise LatePhaseValueError(f"{name!r} is not initialised yet; run one forward pass of the lazy module first")
-    if not (parameter.is_floating_point() or parameter.is_complex()):
-        raise LatePhaseValueError(f"{name!r} has dtype {parameter.dtype}; late-phase weights must be floating-point")
+    # Eight-bit floats are stores, too: no arithmetic is defined on them.
+    trained = parameter.is_complex() or (parameter.is_floating_point() and parameter.itemsize > 1)
+    if parameter.is_quantized or not trained:
+        raise LatePhaseValueError(
+            f"{name!r} is quantised: it has dtype {parameter.dtype}, and late-phase weights are trained, so they must "
+            "be floating-point of 16 bits or more; attach before the model is quantised, or choose other weights"
+        )

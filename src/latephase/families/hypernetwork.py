@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LatePhaseValueError
-from ._factors import FactoredModule, Factors, install_all, refuse_tied
-from ._family import Family, Installation, listing, refuse_parametrized, refuse_unusable
+from ._factors import Factors, install_factors
+from ._family import Family, Installation, first_names, listing, refuse_parametrized, refuse_unusable
 from ._templates import Target, TemplateSet, fresh, kept, sets_of
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -151,8 +151,7 @@ class Hypernetwork(Family):
             found[weight] = module.weight  # type: ignore[assignment]
             if found[weight].is_complex():
                 raise LatePhaseValueError(f"Hypernetwork: {weight!r} is complex; choose real weights with names=...")
-        refuse_tied(model, "Hypernetwork", found)
-        return found
+        return {first_names(model)[weight]: weight for weight in found.values()}
 
     def _modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """The modules by dotted name."""
@@ -205,9 +204,7 @@ class Hypernetwork(Family):
             for target in made.targets:
                 blocks = target.channels // made.width
                 factors[target.name] = Combination(target.weight.detach(), bank, target.axis, blocks)
-        whole = install_all(
-            [FactoredModule(name.rpartition(".")[0], owners[name], {"weight": factors[name]}) for name in targets]
-        )
+        whole = install_factors(model, targets, factors)
         fold, remove = whole.fold, whole.remove
         trained = {weight: weight.requires_grad for weight in targets.values()}
 
