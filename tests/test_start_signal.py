@@ -264,7 +264,7 @@ def test_bad_updates_change_nothing(arguments: tuple, words: str) -> None:
 
 def test_a_state_of_other_arguments_is_refused() -> None:
     state = StartSignal(2, 100).state_dict()
-    with pytest.raises(LatePhaseValueError, match=r"\[2, 100, 150\].*\[3, 100, 150\]"):
+    with pytest.raises(LatePhaseValueError, match=r"\[2, 100, 150, None\].*\[3, 100, 150, None\]"):
         StartSignal(3, 100).load_state_dict(state)
 
 

@@ -2,8 +2,9 @@
 
 from ._version import __version__
 from .errors import LatePhaseError, LatePhaseValueError
-from .families import Family, Full, Head, Hypernetwork, Normalization, Parameters, RankOne
+from .families import Family, Full, Head, Hypernetwork, LoRA, Normalization, Parameters, RankOne
 from .phase import LatePhase
+from .signal_to_noise import gradient_statistics
 from .start_signal import StartSignal
 from .statistics import recompute_statistics
 
@@ -15,10 +16,12 @@ __all__ = [
     "LatePhase",
     "LatePhaseError",
     "LatePhaseValueError",
+    "LoRA",
     "Normalization",
     "Parameters",
     "RankOne",
     "StartSignal",
     "__version__",
+    "gradient_statistics",
     "recompute_statistics",
 ]

@@ -2,29 +2,35 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .decay import Bin, Decay, fit
+from .decay import Decay, fit
 from .errors import LatePhaseValueError
+from .loss_bins import LossBins
+from .signal_to_noise import SignalToNoise
 
 GROWTH = 2 ** (1 / 8)
 """Every bin of losses ends at so many times the minibatches of the one before."""
+DOUBLING = 8
+"""Bins of one doubling of the minibatches."""
 WINDOW = 48
 """Bins that are fitted: the last six doublings. What was before says little about what is to come."""
 ENOUGH = 12
 """Bins before the first judgement."""
-FETCH = 64
-"""Losses are read from their device at most this many at a time."""
 SHARE = 0.3
 """F / P where nothing tells the noise floor."""
 EARLIEST = 0.2
 """The part of a known length of training that the signal waits at least."""
 REPEATS = 2, 4
 """Judgements in a row that start the members: with a known length, and without."""
+BALANCE = 2.0
+"""Where signal and noise of the training gradient are equal."""
+EARLIEST_BALANCE = 0.05
+"""The part of a known length of training that is waited at least for that."""
 EVIDENCE = 30.0
 """Below this, by `Decay.evidence` of a fit to all bins, the losses have not fallen yet."""
 
@@ -38,12 +44,14 @@ class Estimate:
         excess: what is left of the decay, in units of the loss.
         noise: F, the loss that minibatch noise costs at the present learning rate.
         best: the best minibatch to start at as it looked then; None where the length of training is not known.
+        balance: the ratio of the training gradient's square to its sampling noise; None where it is not measured.
     """
 
     minibatch: int
     excess: float
     noise: float
     best: int | None
+    balance: float | None
 
 
 class StartSignal:
@@ -68,19 +76,25 @@ class StartSignal:
     gradients, when that is given; what the loss falls by with the learning rate, when that has changed; else 0.3 P. The
     best start depends on F by a logarithm or a small power, and the valley is flat.
 
+    Losses do not tell what a network learns, and label noise makes the difference: the loss on the training data goes
+    on falling when only that sample of data is still being learnt. With `per_epoch`, and the statistics of gradients
+    given, the members also start when over the last doubling of the minibatches no more than half of the training
+    gradient's square stands out of its sampling noise (`signal_to_noise.py`), whichever comes first.
+
     With `total` the signal waits for a fifth of training, because an early start is the one mistake that is not
-    forgiven outside quadratics, and speaks up in time for `min_rounds` rounds, whatever the losses are (but not
-    before half of training).
+    forgiven outside quadratics (for a twentieth where the gradients speak), and speaks up in time for `min_rounds`
+    rounds, whatever the losses are (but not before half of training).
 
     Args:
         members: K.
         total: N, all minibatches of the training; None where it is not known.
         min_rounds: rounds that are to remain after the start.
+        per_epoch: minibatches of one pass over the training data; None leaves the gradients' balance out.
 
     Attributes:
         minibatches: losses seen.
         started: the minibatch at which the signal spoke up; None before.
-        reason: why: "losses" or "deadline"; None before.
+        reason: why: "losses", "gradients" or "deadline"; None before.
         estimate: what it last read from the losses, an `Estimate`; None before there are enough.
 
     Raises:
@@ -107,26 +121,29 @@ class StartSignal:
         ('late', True)
     """
 
-    def __init__(self, members: int, total: int | None = None, *, min_rounds: int = 150) -> None:
-        for name, value, least in (("members", members, 1), ("total", total, 1), ("min_rounds", min_rounds, 0)):
-            if value is None and name == "total":
+    def __init__(
+        self, members: int, total: int | None = None, *, min_rounds: int = 150, per_epoch: int | None = None
+    ) -> None:
+        for name, value, least in (
+            ("members", members, 1),
+            ("total", total, 1),
+            ("min_rounds", min_rounds, 0),
+            ("per_epoch", per_epoch, 1),
+        ):
+            if value is None and name in ("total", "per_epoch"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LatePhaseValueError(f"{name}: {value!r}; use a whole number of at least {least}")
-        self.members, self.total, self.min_rounds = members, total, min_rounds
+        self.members, self.total, self.min_rounds, self.per_epoch = members, total, min_rounds, per_epoch
         self.minibatches = 0
         self.started: int | None = None
         self.reason: str | None = None
         self.estimate: Estimate | None = None
-        self._bins: list[Bin] = []
-        self._losses: list[Any] = []
-        self._sums = [0.0] * 3  # of the open bin: losses, their sum, the sum of their squares
-        self._shift: float | None = None
-        self._steps, self._times, self._rates = 0, 0.0, 0.0
-        self._time = 0.0
+        self._losses = LossBins()
         self._lr = 1.0
         self._gradients = [0.0, 0.0]  # tr C / 4, summed, and of how many
-        self._in_a_row = 0
+        self._balance = SignalToNoise(per_epoch or 1)
+        self._in_a_row = [0, 0]  # judgements of losses and of gradients
 
     @property
     def deadline(self) -> int | None:
@@ -135,7 +152,13 @@ class StartSignal:
             return None
         return max(self.total - self.min_rounds * self.members, self.total // 2)
 
-    def update(self, loss: float | Tensor, lr: float | None = None, gradient_noise: float | None = None) -> bool:
+    def update(
+        self,
+        loss: float | Tensor,
+        lr: float | None = None,
+        gradient_noise: float | None = None,
+        gradient_signal: float | None = None,
+    ) -> bool:
         r"""Take in one minibatch of ordinary training.
 
         Args:
@@ -144,7 +167,10 @@ class StartSignal:
             lr: the learning rate of its step, for schedules; None where it is constant. With momentum mu and
                 `gradient_noise`, the effective rate lr / (1 - mu).
             gradient_noise: tr C, the trace of the covariance of minibatch gradients, when known; an unbiased estimate
-                is \(\|g - g'\|^2 / 2\) for the gradients of two minibatches at the same weights.
+                is \(\|g - g'\|^2 / 2\) for the gradients of two minibatches at the same weights. Now and then is
+                enough; `latephase.gradient_statistics` has it.
+            gradient_signal: an unbiased estimate of \(\|G\|^2\), the square of the gradient of the whole training
+                loss, which is \(g \cdot g'\); beside `gradient_noise`.
 
         Returns:
             True once: when the members should come to life. False before, and ever after.
@@ -158,6 +184,10 @@ class StartSignal:
             raise LatePhaseValueError(
                 f"update: the loss has the shape {tuple(loss.shape)}; use a scalar such as its mean"
             )
+        if gradient_signal is not None and (gradient_noise is None or not math.isfinite(gradient_signal)):
+            raise LatePhaseValueError(
+                f"update: gradient_signal = {gradient_signal} needs to be a number, beside gradient_noise"
+            )
         for name, value in (("lr", lr), ("gradient_noise", gradient_noise)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise LatePhaseValueError(f"update: {name} is {value}; use a number of at least 0")
@@ -166,79 +196,56 @@ class StartSignal:
                 raise LatePhaseValueError("update: gradient_noise needs lr, because its cost is proportional to that")
             self._gradients[0] += gradient_noise / 4
             self._gradients[1] += 1
+            if gradient_signal is not None:
+                self._balance.add(gradient_noise, gradient_signal)
         self._lr = 1.0 if lr is None else float(lr)
-        self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         self.minibatches += 1
-        self._steps += 1
-        self._times += self._time + self._lr / 2
-        self._rates += self._lr
-        self._time += self._lr
-        if len(self._losses) >= FETCH:
-            self._fetch()
-        if self.minibatches >= math.ceil((self.minibatches - self._steps) * GROWTH):
+        self._losses.add(loss, self._lr)
+        if self.minibatches >= math.ceil((self.minibatches - self._losses.open) * GROWTH):
             self._close()
-            self._in_a_row = self._in_a_row + 1 if self._judge() else 0
-            if self._in_a_row >= REPEATS[self.total is None]:
-                self.started, self.reason = self.minibatches, "losses"
+            judged = self._judge(), self._balanced()
+            self._in_a_row = [n + 1 if yes else 0 for n, yes in zip(self._in_a_row, judged, strict=True)]
+            for reason, n in zip(("losses", "gradients"), self._in_a_row, strict=True):
+                if n >= REPEATS[self.total is None]:
+                    self.started, self.reason = self.minibatches, reason
         if self.started is None and self.deadline is not None and self.minibatches >= self.deadline:
             self.started, self.reason = self.minibatches, "deadline"
         return self.started is not None
 
-    def _fetch(self) -> None:
-        """Add the losses that wait to the sums of the open bin."""
-        for loss in _numbers(self._losses):
-            if math.isfinite(loss):
-                # Around the first loss of the bin, so that small differences between large losses survive.
-                self._shift = loss if self._shift is None else self._shift
-                off = loss - self._shift
-                self._sums = [a + b for a, b in zip(self._sums, (1, off, off * off), strict=True)]
-        self._losses = []
-
     def _close(self) -> None:
-        """End the open bin."""
-        self._fetch()
-        count, total, squares = self._sums
-        if self._shift is not None:
-            mean = total / count
-            variance = max(0.0, squares / count - mean * mean)
-            middle, lr = self._times / self._steps, self._rates / self._steps
-            self._bins.append(Bin(int(count), self._shift + mean, variance, middle, lr))
-        self._sums, self._shift = [0.0] * 3, None
-        self._steps, self._times, self._rates = 0, 0.0, 0.0
+        """End the open bins of losses and gradients."""
+        self._losses.close()
+        self._balance.close()
+
+    def _balanced(self) -> bool:
+        """Whether no more than half of the training gradient stands out of its noise."""
+        ratio = None if self.per_epoch is None else self._balance.ratio()
+        early = self.total is not None and self.minibatches < EARLIEST_BALANCE * self.total
+        return ratio is not None and ratio <= BALANCE and not early
 
     def _judge(self) -> bool:
         """Whether now looks like the best time to start."""
-        if len(self._bins) < ENOUGH or self._bins[-1].time <= 0:
+        bins = self._losses.closed
+        if len(bins) < ENOUGH or bins[-1].time <= 0:
             return False
-        decay = fit(self._bins[-WINDOW:])
+        decay = fit(bins[-WINDOW:])
         noise = self._noise(decay)
-        excess = decay.progress * float(decay.left(torch.tensor(self._time, dtype=torch.float64)))
+        excess = decay.progress * float(decay.left(torch.tensor(self._losses.time, dtype=torch.float64)))
         best = None if self.total is None else self._best(decay, noise)
-        self.estimate = Estimate(self.minibatches, excess, noise, best)
+        balance = None if self.per_epoch is None else self._balance.ratio()
+        self.estimate = Estimate(self.minibatches, excess, noise, best, balance)
         # Losses that have not fallen yet say nothing about when they will have.
-        if fit(self._bins).evidence < EVIDENCE:
+        if fit(bins).evidence < EVIDENCE:
             return False
         if best is None or self.total is None:
-            return max(excess, self._fell()) <= noise / self.members
+            return max(excess, self._losses.fell(DOUBLING)) <= noise / self.members
         return best <= self.minibatches and self.minibatches >= EARLIEST * self.total
-
-    def _fell(self) -> float:
-        """By how much, at most, the losses fell from one doubling of the minibatches to the next; no fit in it."""
-        if len(self._bins) < 16:
-            return math.inf
-        sums = []
-        for part in (self._bins[-16:-8], self._bins[-8:]):
-            count = sum(one.count for one in part)
-            mean = sum(one.count * one.mean for one in part) / count
-            sums.append((mean, sum(one.count * one.variance for one in part) / count**2))
-        (before, first), (after, second) = sums
-        return before - after + 2 * math.sqrt(first + second)
 
     def _noise(self, decay: Decay) -> float:
         """F at the present learning rate."""
         if self._gradients[1]:
             return self._lr * self._gradients[0] / self._gradients[1]
-        relative = self._lr / max(one.lr for one in self._bins[-WINDOW:])
+        relative = self._lr / max(one.lr for one in self._losses.closed[-WINDOW:])
         return relative * (SHARE * decay.progress if math.isnan(decay.noise) else decay.noise)
 
     def _best(self, decay: Decay, noise: float) -> int:
@@ -247,22 +254,21 @@ class StartSignal:
         assert self.deadline is not None
         starts = torch.linspace(self.minibatches, max(self.deadline, self.minibatches), 200, dtype=torch.float64)
         rounds = self._lr * (self.total - starts) / self.members
-        ends = self._time + self._lr * (starts - self.minibatches) + rounds
+        ends = self._losses.time + self._lr * (starts - self.minibatches) + rounds
         losses = decay.progress * decay.left(ends) + noise * (1 - 1 / self.members) * decay.left(rounds)
         return round(float(starts[int(losses.argmin())]))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resumes the signal: numbers, strings and lists of them."""
-        self._fetch()
         return {
-            "settings": [self.members, self.total, self.min_rounds],
+            "settings": [self.members, self.total, self.min_rounds, self.per_epoch],
             "minibatches": self.minibatches,
             "started": self.started,
             "reason": self.reason,
             "estimate": None if self.estimate is None else asdict(self.estimate),
-            "bins": [list(astuple(one)) for one in self._bins],
-            "open": [*self._sums, self._shift, self._steps, self._times, self._rates],
-            "now": [self._time, self._lr, *self._gradients, self._in_a_row],
+            "losses": self._losses.state_dict(),
+            "now": [self._lr, *self._gradients, *self._in_a_row],
+            "balance": self._balance.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -274,25 +280,16 @@ class StartSignal:
         Raises:
             LatePhaseValueError: the state of a signal with other arguments; nothing changed.
         """
-        settings = [self.members, self.total, self.min_rounds]
+        settings = [self.members, self.total, self.min_rounds, self.per_epoch]
         if list(state_dict["settings"]) != settings:
             raise LatePhaseValueError(
-                f"load_state_dict: saved with members, total, min_rounds = {list(state_dict['settings'])}; this signal "
-                f"has {settings}"
+                f"load_state_dict: saved with members, total, min_rounds, per_epoch = {list(state_dict['settings'])}; "
+                f"this signal has {settings}"
             )
         self.minibatches, self.started, self.reason = (state_dict[key] for key in ("minibatches", "started", "reason"))
         estimate = state_dict["estimate"]
         self.estimate = None if estimate is None else Estimate(**estimate)
-        self._bins = [Bin(*one) for one in state_dict["bins"]]
-        *sums, self._shift, self._steps, self._times, self._rates = state_dict["open"]
-        self._sums, self._losses = list(sums), []
-        self._time, self._lr, *gradients, self._in_a_row = state_dict["now"]
-        self._gradients = list(gradients)
-
-
-def _numbers(losses: list[Any]) -> list[float]:
-    """Losses as numbers; tensors on a device in one transfer."""
-    if losses and all(isinstance(loss, Tensor) for loss in losses):
-        values: list[float] = torch.stack([loss.reshape(()).double() for loss in losses]).tolist()
-        return values
-    return [float(loss) for loss in losses]
+        self._losses.load_state_dict(state_dict["losses"])
+        self._lr, *gradients, losses, balance = state_dict["now"]
+        self._gradients, self._in_a_row = list(gradients), [losses, balance]
+        self._balance.load_state_dict(state_dict["balance"])

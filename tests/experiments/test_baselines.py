@@ -42,7 +42,7 @@ def literal(
 
 
 def plain(t: Trajectory) -> list[tuple[Tensor, Tensor]]:
-    return list(t.batches.plain(t.split.test))
+    return list(t.task.test())
 
 
 @pytest.mark.parametrize("every", [1, 4, 5])
@@ -101,8 +101,10 @@ def test_an_ensemble_is_scored_by_its_mean_probabilities() -> None:
     predictor = predictor_of(t, "deep-ensemble")
     scores = predictor.score(plain(t)).compute()
     nll = [F.nll_loss(predictor.logits(x), y, reduction="sum") for x, y in plain(t)]
-    assert scores["nll"] == pytest.approx(float(sum(nll)) / len(t.split.test))
-    assert scores == t.evaluate(t.split.test)
+    assert scores["nll"] == pytest.approx(float(sum(nll)) / t.task.sizes["test"])
+    held_out = t.task.validation()
+    assert held_out is not None
+    assert t.evaluate() == predictor.score(held_out).compute()
     assert scores != evaluate_model(t.model, plain(t)).compute()
 
 

@@ -73,12 +73,12 @@ def test_temperature_is_fitted_on_the_validation_images_alone(run: Path, results
     assert found["temperature"]["samples"] == TINY["data.validation"]
     subject = load_subject(find_runs(run, ())[0].runs[0])
     trajectory = subject.trajectory
-    validation = evaluate_model(trajectory.model, trajectory.batches.plain(trajectory.split.validation)).compute()
+    validation = evaluate_model(trajectory.model, trajectory.task.validation()).compute()
     assert found["temperature"]["nll_before"] == pytest.approx(validation["nll"], rel=1e-5)
     assert found["temperature"]["nll_after"] <= found["temperature"]["nll_before"]
     test = evaluate_model(
         torch.nn.Sequential(trajectory.model, Divide(found["temperature"]["temperature"])),
-        trajectory.batches.plain(trajectory.split.test),
+        trajectory.task.test(),
     ).compute()
     assert found["scaled"] == pytest.approx(test, rel=1e-4)
     assert found["risk_coverage"]["error"] == pytest.approx(1 - found["scores"]["accuracy"])

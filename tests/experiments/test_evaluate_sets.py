@@ -189,7 +189,7 @@ def test_nothing_of_the_minibatches_is_kept_but_two_numbers_for_each_sample() ->
 @pytest.mark.parametrize("method", ["base", "late-phase"])
 def test_predictions_hold_no_more_minibatches_of_a_larger_set(method: str) -> None:
     subject = subject_of(method)
-    test = subject.trajectory.split.test
+    test = subject.images.split.test
     most = []
     for times in (1, 4):
         watched = Watched(test, times)

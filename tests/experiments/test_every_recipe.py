@@ -72,7 +72,7 @@ def test_every_recipe_trains_its_methods(name: str, monkeypatch: pytest.MonkeyPa
         trajectory.run(trajectory.total, records.append)
         assert [torch.isfinite(torch.tensor(record["loss"])).item() for record in records] == [True, True]
         assert not torch.equal(first, next(iter(trajectory.model.parameters())).detach().view_as(first))
-        x, _ = next(trajectory.batches.plain(trajectory.split.test))
+        x, _ = next(trajectory.task.test())
         logits = predictor_of(trajectory, method).logits(x)
         assert logits.shape == (4, shape.classes)
         assert bool(torch.isfinite(logits).all())

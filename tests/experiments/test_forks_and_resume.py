@@ -172,14 +172,14 @@ def test_a_start_without_its_shared_training_is_an_error(tmp_path: Path) -> None
 
 @pytest.fixture
 def _dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    from latephase.experiments import models, trajectory
+    from latephase.experiments import image_task, models
 
     def build(*args: object, **kwargs: object) -> nn.Module:
         model = models.build_model(*args, **kwargs)  # type: ignore[arg-type]
         model.features.append(nn.Dropout(0.5))  # type: ignore[union-attr,operator]
         return model
 
-    monkeypatch.setattr(trajectory, "build_model", build)
+    monkeypatch.setattr(image_task, "build_model", build)
 
 
 @pytest.mark.usefixtures("_dropout")

@@ -67,13 +67,16 @@ class Text:
             that the one before left, in the same streams; `own`: each reads streams of its own, from another place of
             the text, with a state of its own; `zero`: no state is carried from one minibatch to the next, from the
             beginning of training.
-        context: Characters of held-out text that are read before those that are scored, at most `length`.
+        window: Characters of held-out text that go through the model at a time, beginning without a state; null takes
+            `length`. Every character but the first is scored once.
+        context: Characters of a window that are read before those that are scored in it.
     """
 
     length: int = 128
     order: str = "streams"
     state: str = "shared"
-    context: int = 128
+    window: int | None = None
+    context: int = 64
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from typing import Any
 
 from latephase.experiments.checkpoints import load_checkpoint, save_checkpoint
 from latephase.experiments.config import Data
-from latephase.experiments.data import Split, load_split
+from latephase.experiments.data import Split
 from latephase.experiments.device import prepare_process
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods import METHODS, READINGS
 from latephase.experiments.metrics_file import append_record, cut_records
 from latephase.experiments.outcome import save_outcome
 from latephase.experiments.plan import Leg, fork_path
+from latephase.experiments.tasks import load_data
+from latephase.experiments.text import Corpus
 from latephase.experiments.trajectory import Trajectory
 
 
@@ -48,7 +50,7 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None) -> None:
     prepare_process(leg.recipe.compute)
     trajectory = Trajectory(
         leg.recipe,
-        _split(leg.recipe.data, leg.seed),
+        _data(leg.recipe.data, leg.seed),
         leg.seed,
         METHODS[leg.training](leg.recipe),
         [READINGS[name](leg.recipe) for name in leg.readings],
@@ -84,8 +86,8 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None) -> None:
 
 
 @lru_cache(maxsize=2)
-def _split(data: Data, seed: int) -> Split:
-    return load_split(data, seed)
+def _data(data: Data, seed: int) -> Split | Corpus:
+    return load_data(data, seed)
 
 
 def _state_to_go_on_from(leg: Leg, trajectory: Trajectory) -> dict[str, Any] | None:

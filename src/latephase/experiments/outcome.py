@@ -34,18 +34,18 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
     """
     begun = time.perf_counter()
     predictor = predictor_of(trajectory, method)
-    split, batches = trajectory.split, trajectory.batches
+    task = trajectory.task
     scored = None
     if predictor.members is not None:
-        scored = evaluate_members(predictor.members, batches.plain(split.test), trajectory.autocast())
+        scored = evaluate_members(predictor.members, task.test(), trajectory.autocast())
     if scored is not None and predictor.ensemble:
         test = scored[0]
     else:
-        test = predictor.score(batches.plain(split.test), trajectory.autocast())
+        test = predictor.score(task.test(), trajectory.autocast())
     result: dict[str, Any] = {
         "method": method,
         "seed": trajectory.seed,
-        "test": test.compute(),
+        "test": task.scores(test),
         "reliability": test.reliability(),
         "validation": None,
         "ensemble": None,
@@ -56,13 +56,13 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
         "start": trajectory.start if trajectory.start < trajectory.total else None,
         "started": trajectory.method.started,
     }
-    if split.validation is not None:
-        scores = predictor.score(batches.plain(split.validation), trajectory.autocast())
-        result["validation"] = scores.compute()
+    validation = task.validation()
+    if validation is not None:
+        result["validation"] = task.scores(predictor.score(validation, trajectory.autocast()))
     if scored is not None:
         ensemble, members, disagreement = scored
-        result["ensemble"] = ensemble.compute()
-        result["member_mean"] = _mean([m.compute() for m in members])
+        result["ensemble"] = task.scores(ensemble)
+        result["member_mean"] = _mean([task.scores(m) for m in members])
         result["disagreement"] = disagreement
     result["seconds"] = {
         "shared": shared_seconds,
@@ -90,9 +90,9 @@ def predictor_of(trajectory: Trajectory, method: str) -> Predictor:
     training, reading_class = parse_method(method)
     if reading_class is None:
         way = trajectory.method
-        return Predictor(trajectory.model, way.members(trajectory), training.ensemble)
+        return Predictor(trajectory.model, way.members(trajectory), training.ensemble, trajectory.task)
     reading = next(r for r in trajectory.readings if r.name == reading_class.name)
-    return Predictor(reading.model(trajectory), reading.members(trajectory), reading.ensemble)
+    return Predictor(reading.model(trajectory), reading.members(trajectory), reading.ensemble, trajectory.task)
 
 
 def save_model(path: Path, state: dict[str, Tensor]) -> None:

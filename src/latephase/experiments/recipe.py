@@ -294,7 +294,9 @@ def _check(recipe: Recipe) -> None:
         need(f"training.{key}", flat[f"training.{key}"] >= 0, "a number from 0")
     text = recipe.text
     need("text.length", text.length >= 2, "a whole number from 2")
-    need("text.context", 0 <= text.context <= text.length, f"a whole number from 0 to text.length = {text.length}")
+    window = text.length if text.window is None else text.window
+    need("text.window", window >= 2, "null or a whole number from 2")
+    need("text.context", 0 <= text.context < window, f"a whole number from 0 to below the window, {window}")
     need("text.order", text.order in ("streams", "windows"), "streams or windows")
     need("text.state", text.state in ("shared", "own", "zero"), "shared, own or zero")
     need("late_phase.optimizer_state", recipe.late_phase.optimizer_state in ("copy", "reset"), "copy or reset")

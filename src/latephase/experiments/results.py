@@ -38,7 +38,8 @@ class Setting:
         folder: Where its runs are.
         legs: What has to be trained.
         total: Minibatches of the whole training.
-        sizes: Number of `classes` and of `train`, `validation` and `test` images.
+        sizes: Number of `classes` and of `train`, `validation` and `test` images or characters.
+        metrics: Names of the scores, the one that matters first.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Setting:
     legs: list[Leg]
     total: int
     sizes: dict[str, int]
+    metrics: tuple[str, ...]
 
 
 def gather(

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from latephase.experiments.config import Recipe
-from latephase.experiments.data import Split, load_images, load_split, minibatches_per_epoch, source_of
+from latephase.experiments.data import load_images, source_of
 from latephase.experiments.device import pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.legs import is_done
 from latephase.experiments.methods import parse_method
-from latephase.experiments.models import build_model
 from latephase.experiments.plan import Leg, plan_seed
 from latephase.experiments.progress import StudyProgress
 from latephase.experiments.results import Setting, gather, write_results
 from latephase.experiments.run_folder import claim
+from latephase.experiments.tasks import TEXT, load_data, make_task
 from latephase.experiments.workers import default_workers, run_legs
 
 
@@ -80,13 +80,11 @@ def _setting(name: str, recipe: Recipe, methods: Sequence[str], seeds: Sequence[
         parse_method(method)
     if not methods:
         raise ExperimentError("methods = [] is not valid; it takes at least one method")
-    pick_device(recipe.compute.device)
-    split = load_split(recipe.data, seeds[0])
-    channels, _, size = split.train.shape
-    build_model(recipe.model, classes=len(split.train.classes), channels=channels, size=size, seed=0)
-    total = recipe.training.epochs * minibatches_per_epoch(split.train, recipe.training.batch_size)
+    task = make_task(recipe, load_data(recipe.data, seeds[0]), seeds[0], pick_device(recipe.compute.device))
+    task.fresh_model(0)
+    total = recipe.training.epochs * task.per_epoch
     legs = [leg for seed in seeds for leg in plan_seed(recipe, methods, seed, total, folder / f"seed-{seed}")]
-    return Setting(name, recipe, tuple(methods), tuple(seeds), folder, legs, total, _sizes(split))
+    return Setting(name, recipe, tuple(methods), tuple(seeds), folder, legs, total, task.sizes, task.metrics)
 
 
 def _carry_out(
@@ -98,7 +96,8 @@ def _carry_out(
     compute = settings[0].recipe.compute
     device = pick_device(compute.device)
     workers = workers or default_workers(compute, device.type)
-    sources = {source_of(setting.recipe.data) for setting in settings}
+    # Text is mapped from its file by every process; images are read once and handed over.
+    sources = {source_of(setting.recipe.data) for setting in settings if setting.recipe.data.name != TEXT}
     with StudyProgress(settings, legs, missing) as progress:
         if missing:
             run_legs(missing, workers, [(data, load_images(data)) for data in sources], progress.advance)
@@ -127,12 +126,3 @@ def _is_needed(leg: Leg, legs: Sequence[Leg]) -> bool:
 
 def _seeds(recipe: Recipe) -> list[int]:
     return list(range(recipe.seed, recipe.seed + recipe.seeds))
-
-
-def _sizes(split: Split) -> dict[str, int]:
-    return {
-        "classes": len(split.train.classes),
-        "train": len(split.train),
-        "validation": 0 if split.validation is None else len(split.validation),
-        "test": len(split.test),
-    }

@@ -13,17 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latephase.experiments.config import Recipe
-from latephase.experiments.data import AnyImages, Split, make_batches
+from latephase.experiments.data import Split
 from latephase.experiments.device import pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods.method import Method, Reading
-from latephase.experiments.models import build_model
+from latephase.experiments.optimizers import make_optimizer
 from latephase.experiments.predictor import Predictor
 from latephase.experiments.schedule import learning_rate, steps_at
+from latephase.experiments.tasks import make_task
+from latephase.experiments.text import Corpus
 
 
 class Trajectory:
-    """A model in training: SGD, minibatches, a method, and the models read off on the way.
+    """A model in training: optimizer, minibatches, a method, and the models read off on the way.
 
     Until the method's start this is plain training; two trajectories of one recipe and seed are then equal bit for
     bit, and one can take over the other's state. (The loop is plain PyTorch. Lightning's Fabric was measured here:
@@ -31,12 +33,13 @@ class Trajectory:
 
     Args:
         recipe: Data, model and training.
-        split: The images.
+        data: The images or the text.
         seed: Seed of weights, minibatches and everything else that is drawn.
         method: The way to train.
         readings: The ways to read models off.
 
     Attributes:
+        task: What is predicted, with its model, minibatches and scores.
         step: Minibatches trained on so far.
         total: Minibatches of the whole training.
         start: The minibatch at which the method begins.
@@ -44,19 +47,18 @@ class Trajectory:
     """
 
     def __init__(
-        self, recipe: Recipe, split: Split, seed: int, method: Method, readings: Sequence[Reading] = ()
+        self,
+        recipe: Recipe,
+        data: Split | Corpus,
+        seed: int,
+        method: Method,
+        readings: Sequence[Reading] = (),
     ) -> None:
-        self.recipe, self.split, self.seed = recipe, split, seed
+        self.recipe, self.seed = recipe, seed
         self.method, self.readings = method, list(readings)
         self.device = pick_device(recipe.compute.device)
-        self.batches = make_batches(
-            split.train,
-            recipe.training.batch_size,
-            seed,
-            recipe.data,
-            self.device,
-            channels_last=recipe.compute.channels_last,
-        )
+        self.task = make_task(recipe, data, seed, self.device)
+        self.batches = self.task.batches
         self.total = recipe.training.epochs * self.batches.per_epoch
         self.start = steps_at(method.start, self.total)
         self.model = self.fresh_model()
@@ -79,35 +81,18 @@ class Trajectory:
         Returns:
             A new model on the trajectory's device, in training mode.
         """
-        channels, _, size = self.split.train.shape
-        model = build_model(
-            self.recipe.model,
-            classes=len(self.split.train.classes),
-            channels=channels,
-            size=size,
-            seed=self.seed if seed is None else seed,
-        )
-        layout = torch.channels_last if self.recipe.compute.channels_last else torch.contiguous_format
-        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        return self.task.fresh_model(self.seed if seed is None else seed)
 
-    def new_optimizer(self, model: nn.Module) -> torch.optim.SGD:
+    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The recipe's optimizer.
 
         Args:
             model: The model to train.
 
         Returns:
-            SGD over all its parameters.
+            The optimizer, over all its parameters.
         """
-        training = self.recipe.training
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=training.lr,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            nesterov=training.nesterov and training.momentum > 0,
-            fused=True,
-        )
+        return make_optimizer(self.recipe.training, model)
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass, for the recipe's precision.
@@ -119,23 +104,35 @@ class Trajectory:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def loss(self, x: Tensor, y: Tensor, model: nn.Module | None = None) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, model: nn.Module | None = None, slot: int | None = None) -> Tensor:
         """Mean cross-entropy of a minibatch.
 
         Args:
-            x: Images, (N, channels, height, width).
-            y: Labels, (N,).
-            model: The classifier; None takes the trajectory's.
+            x: The model's input.
+            y: Labels of all its predictions, (N,).
+            model: The model; None takes the trajectory's.
+            slot: Whose state a recurrent model goes on from; None takes that of the method's turn.
 
         Returns:
             A scalar, float32.
         """
         model = self.model if model is None else model
+        slot = self.task.slot(self.method.turn) if slot is None else slot
         if self.recipe.compute.precision == "float32":
-            return F.cross_entropy(model(x), y)
+            return F.cross_entropy(self.task.forward(model, x, slot), y)
         with self.autocast():
-            logits = model(x)
+            logits = self.task.forward(model, x, slot)
         return F.cross_entropy(logits.float(), y)
+
+    def clip(self, model: nn.Module | None = None) -> None:
+        """Scale the gradients of a minibatch down to the recipe's norm, if it has one and they exceed it.
+
+        Args:
+            model: The model; None takes the trajectory's.
+        """
+        if self.recipe.training.clip is not None:
+            parameters = (self.model if model is None else model).parameters()
+            torch.nn.utils.clip_grad_norm_(parameters, self.recipe.training.clip)
 
     def run(
         self,
@@ -173,17 +170,16 @@ class Trajectory:
             finally:
                 self._rng, self._running = _rng_state(), False
 
-    def evaluate(self, images: AnyImages) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Score what the method predicts with: for late-phase training the averaged model.
 
-        Args:
-            images: Images to evaluate on.
-
         Returns:
-            `accuracy`, `nll`, `ece` and `brier`.
+            The task's scores on the validation data, or where there is none on the test data.
         """
-        predictor = Predictor(self.model, self.method.members(self) if self._begun else None, self.method.ensemble)
-        return predictor.score(self.batches.plain(images), self.autocast()).compute()
+        members = self.method.members(self) if self._begun else None
+        predictor = Predictor(self.model, members, self.method.ensemble, self.task)
+        held_out = self.task.validation() or self.task.test()
+        return self.task.scores(predictor.score(held_out, self.autocast()))
 
     def check(self) -> None:
         """Refuse to go on from a loss that is not finite.
@@ -213,6 +209,7 @@ class Trajectory:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "method": self.method.state_dict() if self._begun else None,
+            "task": self.task.state_dict(),
             "readings": {reading.name: reading.state_dict() for reading in self.readings},
         }
 
@@ -229,6 +226,7 @@ class Trajectory:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["method"] is not None:
             self.method.load_state_dict(state["method"])
+        self.task.load_state_dict(state["task"])
         for reading in self.readings:
             if reading.name in state["readings"]:
                 reading.load_state_dict(state["readings"][reading.name])
@@ -246,7 +244,7 @@ class Trajectory:
             lr *= self.method.rate
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        x, y = self.batches.at(self.step)
+        x, y = self.task.minibatch(self.step, self.method.turn, self.method.first_round)
         method = self.method if self._begun else self._plain
         self._loss += method.step(self, x, y).detach()
         self.step += 1
@@ -266,8 +264,7 @@ class Trajectory:
             "loss": loss,
         }
         if epoch % self.recipe.evaluate_every == 0 or self.step == self.total:
-            held_out = self.split.validation or self.split.test
-            record |= self.evaluate(held_out)
+            record |= self.evaluate()
         return record
 
 

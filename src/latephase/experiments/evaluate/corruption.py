@@ -128,9 +128,8 @@ def robustness(subject: Subject, corruptions: Corruptions, severities: Sequence[
 
 
 def _clean_error(subject: Subject, images: AnyImages | None, classify: Callable[[Tensor], Tensor]) -> float:
-    trajectory = subject.trajectory
     wrong = samples = 0
-    for x, y in trajectory.batches.plain(trajectory.split.test if images is None else images):
+    for x, y in subject.images.batches.plain(subject.images.split.test if images is None else images):
         wrong += int((classify(x).argmax(dim=1) != y).sum())
         samples += len(y)
     return wrong / samples
@@ -153,7 +152,7 @@ class _Pixels:
 
 def _on_pixels(subject: Subject, classify: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """From uint8 images to logits on the CPU."""
-    batches, grey = subject.trajectory.batches, subject.trajectory.split.train.shape[0] == 1
+    batches, grey = subject.images.batches, subject.images.split.train.shape[0] == 1
 
     def predict(pixels: Tensor) -> Tensor:
         if grey:

@@ -42,7 +42,7 @@ def hessian(subject: Subject, options: Options) -> dict[str, Any] | None:
     model = subject.plain_model()
     if model is None:
         return None
-    batches = _batches(subject, subject.trajectory.split.train, options.flatness_images)
+    batches = _batches(subject, subject.images.split.train, options.flatness_images)
     try:
         found = flatness(model, batches, probes=options.probes, eigenvalues=options.eigenvalues)
     except LatePhaseError as error:
@@ -71,9 +71,8 @@ def landscape(subject: Subject, options: Options, advance: Callable[[], None]) -
     model = subject.plain_model()
     if model is None:
         return None
-    trajectory = subject.trajectory
-    train = _batches(subject, trajectory.split.train, options.landscape_images)
-    test = _batches(subject, trajectory.split.test, _TEST_IMAGES)
+    train = _batches(subject, subject.images.split.train, options.landscape_images)
+    test = _batches(subject, subject.images.split.test, _TEST_IMAGES)
     statistics = _augmented(subject, options.landscape_images)
     on_train, on_test = (StateEvaluator(model, batches, statistics) for batches in (train, test))
     average, members = {k: v.clone() for k, v in model.state_dict().items()}, subject.members()
@@ -112,11 +111,11 @@ def _layers(members: Sequence[State], average: State, evaluator: StateEvaluator)
 
 def _batches(subject: Subject, images: AnyImages, most: int) -> list[tuple[Tensor, Tensor]]:
     """Some images without augmentation, as a list of minibatches."""
-    return list(subject.trajectory.batches.plain(images.take(spread(len(images), most))))
+    return list(subject.images.batches.plain(images.take(spread(len(images), most))))
 
 
 def _augmented(subject: Subject, images: int) -> list[Tensor]:
     """Training minibatches of the pass after the last one, as many as hold so many images."""
-    batches, epochs = subject.trajectory.batches, subject.run.recipe.training.epochs
+    batches, epochs = subject.images.batches, subject.run.recipe.training.epochs
     count = min(batches.per_epoch, -(-images // batches.batch_size))
     return [x.clone() for x, _ in itertools.islice(batches.epoch(epochs), count)]

@@ -72,7 +72,7 @@ def measure(group: Group, options: Options, on_progress: OnProgress) -> dict[str
             # What may be wrong with a file is found before anything is computed.
             sets = sets or _sets(subject, options)
             if options.corruptions:
-                corruptions = corruptions or open_corruptions(subject.trajectory.split.test, options)
+                corruptions = corruptions or open_corruptions(subject.images.split.test, options)
             found = _measure_run(subject, options, sets, on_progress)
             if seed in group.seeds[: options.geometry_seeds]:
                 found |= _geometry(subject, options, on_progress)
@@ -128,7 +128,7 @@ def _label(run: Run) -> str:
 
 
 def _sets(subject: Subject, options: Options) -> list[OodSet]:
-    split = subject.trajectory.split
+    split = subject.images.split
     sets = [open_set(text, split.train.shape, len(split.test), options.ood_images) for text in options.ood]
     names = [found.name for found in sets]
     if len(set(names)) < len(names):
@@ -155,7 +155,7 @@ def _relative_to(subject: Subject, options: Options, corruptions: Corruptions) -
     if len(chosen) != 1:
         raise ExperimentError(f"--relative-to {options.relative_to} holds {len(found)} runs; name one of them")
     base = load_subject(chosen[0])
-    ours, theirs = subject.trajectory.split.train, base.trajectory.split.train
+    ours, theirs = subject.images.split.train, base.images.split.train
     if (ours.shape, len(ours.classes)) != (theirs.shape, len(theirs.classes)):
         raise ExperimentError(
             f"--relative-to {options.relative_to} is of images {theirs.shape} in {len(theirs.classes)} classes; the "
@@ -182,7 +182,7 @@ def _check_members(group: Group, options: Options) -> None:
 
 
 def _setting(group: Group, subject: Subject) -> dict[str, Any]:
-    split, recipe = subject.trajectory.split, subject.run.recipe
+    split, recipe = subject.images.split, subject.run.recipe
     channels, height, width = split.train.shape
     return {
         "title": recipe.title or group.name,

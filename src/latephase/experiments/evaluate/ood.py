@@ -29,10 +29,9 @@ def detections(subject: Subject, sets: Sequence[OodSet], advance: Callable[[], N
         `ensemble` (None without members): a detection by score, and the entropies' histograms.
     """
     predictors = _predictors(subject)
-    trajectory = subject.trajectory
-    plain = trajectory.batches.plain
+    plain = subject.images.batches.plain
     inside = {
-        part: collect_uncertainties(predict, plain(trajectory.split.test)) for part, predict in predictors.items()
+        part: collect_uncertainties(predict, plain(subject.images.split.test)) for part, predict in predictors.items()
     }
     found: dict[str, Any] = {}
     for outside in sets:
@@ -41,7 +40,7 @@ def detections(subject: Subject, sets: Sequence[OodSet], advance: Callable[[], N
             scores = collect_uncertainties(predict, plain(outside))  # type: ignore[arg-type]
             entry[part] = {
                 "scores": {name: found.to_dict() for name, found in detect_all(inside[part], scores).items()},
-                "entropy": _histograms(inside[part], scores, len(trajectory.split.train.classes)),
+                "entropy": _histograms(inside[part], scores, len(subject.images.split.train.classes)),
             }
         found[outside.name] = {"images": len(outside), "changes": outside.changes, **entry}
         advance()

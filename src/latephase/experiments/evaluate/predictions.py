@@ -67,13 +67,12 @@ def predictions(subject: Subject) -> dict[str, Any]:
         Parts `model`, `ensemble` and `members` (None without), `comparison` of the members with the model (None
         without), and in `no_temperature` why temperatures could not be fitted.
     """
-    trajectory = subject.trajectory
     temperatures, reasons = _temperatures(subject)
     model = Scores(temperatures.get("model"))
     ensemble: Scores | None = None
     members: list[Scores] = []
     comparison = MemberComparison()
-    for own, each, labels in _outputs(subject, trajectory.batches.plain(trajectory.split.test)):
+    for own, each, labels in _outputs(subject, subject.images.batches.plain(subject.images.split.test)):
         model.update(own, labels)
         if each is None:
             continue
@@ -155,12 +154,12 @@ def _outputs(
 
 def _temperatures(subject: Subject) -> tuple[dict[str, Temperature], dict[str, str]]:
     """A temperature for the model, the ensemble and each member, or why there is none."""
-    held_out = subject.trajectory.split.validation
+    held_out = subject.images.split.validation
     if held_out is None:
         return {}, {"all": "the recipe holds no validation images out (data.validation = 0)"}
     chosen = held_out.take(spread(len(held_out), HELD_OUT))
     kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for own, each, labels in _outputs(subject, subject.trajectory.batches.plain(chosen)):
+    for own, each, labels in _outputs(subject, subject.images.batches.plain(chosen)):
         kept.setdefault("model", []).append((own, labels))
         if each is not None:
             kept.setdefault("ensemble", []).append((mean_log_probability(each), labels))

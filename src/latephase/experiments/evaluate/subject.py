@@ -20,9 +20,11 @@ from latephase.experiments.data import Split, load_split
 from latephase.experiments.device import prepare_process
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.evaluate.target import Run
+from latephase.experiments.image_task import ImageTask
 from latephase.experiments.methods import METHODS, READINGS, parse_method
 from latephase.experiments.outcome import predictor_of
 from latephase.experiments.predictor import Predictor
+from latephase.experiments.tasks import TEXT
 from latephase.experiments.trajectory import Trajectory
 
 
@@ -39,6 +41,12 @@ class Subject:
     run: Run
     trajectory: Trajectory
     predictor: Predictor
+
+    @property
+    def images(self) -> ImageTask:
+        """Its images and minibatches."""
+        assert isinstance(self.trajectory.task, ImageTask)
+        return self.trajectory.task
 
     @property
     def late(self) -> latephase.LatePhase | None:
@@ -83,6 +91,8 @@ def load_subject(run: Run) -> Subject:
     prepare_process(run.recipe.compute)
     training, reading = parse_method(run.method)
     readings = [] if reading is None else [READINGS[reading.name](run.recipe)]
+    if run.recipe.data.name == TEXT:
+        raise ExperimentError(f"{run.weights} is a model of text; latephase evaluate takes classifiers of images")
     split = _split(run.recipe.data, run.seed)
     trajectory = Trajectory(run.recipe, split, run.seed, METHODS[training.name](run.recipe), readings)
     if run.weights.suffix == ".safetensors":
@@ -116,7 +126,7 @@ def _load_checkpoint(trajectory: Trajectory, run: Run, reading: str | None) -> N
     except (RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, latephase.LatePhaseError):
             raise
-        classes = len(trajectory.split.train.classes)
+        classes = trajectory.task.sizes["classes"]
         raise _misfit(run.weights, run.recipe.model.name, classes, error) from error
 
 

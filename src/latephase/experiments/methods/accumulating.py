@@ -19,7 +19,18 @@ class Accumulating(Method):
     """
 
     _turn = 0
+    _since: int | None = None
     _model: Any = None
+
+    @property
+    def turn(self) -> int | None:
+        """The place in the round, once there are rounds."""
+        return None if self._since is None else self._turn
+
+    @property
+    def first_round(self) -> int | None:
+        """The minibatch at which the sums began."""
+        return self._since
 
     @property
     def start(self) -> float:
@@ -30,11 +41,21 @@ class Accumulating(Method):
         """Note whose gradients are summed, and start from none."""
         self._model = trajectory.model
         trajectory.optimizer.zero_grad()
+        self._since = trajectory.start
 
     def step(self, trajectory: Trajectory, x: Tensor, y: Tensor) -> Tensor:
         """Add a minibatch's gradients; step after the K-th."""
+        sums = [p.grad for p in trajectory.model.parameters()]
+        if trajectory.recipe.training.clip is not None:
+            # A norm is one minibatch's, as it is where every minibatch is a step.
+            trajectory.optimizer.zero_grad()
         loss = trajectory.loss(x, y)
         loss.backward()
+        if trajectory.recipe.training.clip is not None:
+            trajectory.clip()
+            for p, earlier in zip(trajectory.model.parameters(), sums, strict=True):
+                if p.grad is not None and earlier is not None:
+                    p.grad += earlier
         self._turn += 1
         if self._turn == self.recipe.late_phase.members:
             self.combine()

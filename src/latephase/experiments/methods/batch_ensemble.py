@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods.method import Method, Predictions
 from latephase.stage import evaluating
 
@@ -37,6 +38,8 @@ class BatchEnsemble4(Method):
 
     def attach(self, trajectory: Trajectory) -> None:
         """Give every convolution and Linear layer its factors."""
+        if trajectory.task.kind != "images":
+            raise ExperimentError(f"method {self.name} deals out images; it cannot train on {trajectory.task.kind}")
         generator = Generator().manual_seed(trajectory.seed)
         factors = []
         for layer in [m for m in trajectory.model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]:

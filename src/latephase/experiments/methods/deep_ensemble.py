@@ -52,12 +52,14 @@ class DeepEnsemble(Method):
         """One minibatch for each network."""
         losses = [super().step(trajectory, x, y)]
         rate = trajectory.optimizer.param_groups[0]["lr"]
-        for model, optimizer, batches in zip(self._models[1:], self._optimizers, self._batches, strict=True):
+        others = zip(self._models[1:], self._optimizers, self._batches, strict=True)
+        for i, (model, optimizer, batches) in enumerate(others, start=1):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            loss = trajectory.loss(*batches.at(trajectory.step), model)
+            loss = trajectory.loss(*batches.at(trajectory.step), model, slot=i)
             loss.backward()
+            trajectory.clip(model)
             optimizer.step()
             losses.append(loss)
         return torch.stack([loss.detach() for loss in losses]).mean()
@@ -65,11 +67,11 @@ class DeepEnsemble(Method):
     def members(self, trajectory: Trajectory) -> Predictions:
         """The networks' predictions."""
 
-        def predict(x: Tensor) -> Tensor:
+        def predict(x: Any) -> Tensor:
             outputs = []
             for model in self._models:
                 with torch.no_grad(), evaluating(model):
-                    outputs.append(model(x))
+                    outputs.append(trajectory.task.predict(model, x))
             return torch.stack(outputs)
 
         return predict

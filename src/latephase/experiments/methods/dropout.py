@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +58,12 @@ class MCDropout(Reading):
     def members(self, trajectory: Trajectory) -> Predictions:
         """The passes; the draws begin anew with every call for one set of images, so a prediction can be repeated."""
 
-        def predict(x: Tensor) -> Tensor:
+        def predict(x: Any) -> Tensor:
             with torch.no_grad(), evaluating(trajectory.model), _dropping(trajectory.model), torch.random.fork_rng():
                 torch.manual_seed(trajectory.seed)
-                return torch.stack([trajectory.model(x) for _ in range(self.recipe.dropout.passes)])
+                return torch.stack(
+                    [trajectory.task.predict(trajectory.model, x) for _ in range(self.recipe.dropout.passes)]
+                )
 
         return predict
 

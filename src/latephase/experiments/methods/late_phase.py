@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 import latephase
@@ -12,6 +13,10 @@ from latephase.experiments.methods.weights import own_weight_decay
 
 if TYPE_CHECKING:
     from latephase.experiments.trajectory import Trajectory
+
+
+# Minibatches between two measurements of gradients for the signal, which cost two more gradients each.
+_MEASURE_EVERY = 16
 
 
 class LatePhase(Method):
@@ -46,7 +51,15 @@ class LatePhase(Method):
 
     def members(self, trajectory: Trajectory) -> Predictions | None:
         """The members' predictions, once there are members."""
-        return self._late.predict if self._late is not None and self._late.phase == "late" else None
+        late = self._late
+        if late is None or late.phase != "late":
+            return None
+        return lambda x: trajectory.task.predict(late.predict, x)
+
+    @property
+    def turn(self) -> int | None:
+        """The member whose turn it is, once there are members."""
+        return self._late.turn if self._late is not None and self.started is not None else None
 
     def attach(self, trajectory: Trajectory) -> None:
         """Attach the late phase to model and optimizer."""
@@ -63,7 +76,10 @@ class LatePhase(Method):
         own_weight_decay(trajectory.optimizer, self._late.late_parameters(), config.weight_decay)
         self._late.optimizer(trajectory.optimizer)
         if config.start == "auto" and self.waits:
-            self._signal = latephase.StartSignal(config.members, trajectory.total)
+            images = trajectory.task.kind == "images"
+            # The balance of gradients is for data that are gone through many times; text hardly ever is.
+            per_epoch = trajectory.batches.per_epoch if images else None
+            self._signal = latephase.StartSignal(config.members, trajectory.total, per_epoch=per_epoch)
 
     def begin(self, trajectory: Trajectory) -> None:
         """Bring the members to life, unless that is for a later minibatch."""
@@ -72,9 +88,13 @@ class LatePhase(Method):
 
     def step(self, trajectory: Trajectory, x: Tensor, y: Tensor) -> Tensor:
         """Train on a minibatch; as long as there are no members, ask the signal."""
+        signal = self._signal if self.started is None else None
+        noise = strength = None
+        if signal is not None and signal.per_epoch is not None and trajectory.step % _MEASURE_EVERY == 0:
+            noise, strength = _gradients(trajectory, x, y)
         loss = super().step(trajectory, x, y)
-        waiting = self._signal is not None and self.started is None
-        if waiting and self._signal.update(loss, lr=trajectory.optimizer.param_groups[0]["lr"]):  # type: ignore[union-attr]
+        rate = trajectory.optimizer.param_groups[0]["lr"]
+        if signal is not None and signal.update(loss, rate, noise, strength):
             self.come_to_life(trajectory, trajectory.step + 1)
         return loss
 
@@ -102,3 +122,19 @@ class LatePhase(Method):
         self.started = state["started"]
         if self._signal is not None:
             self._signal.load_state_dict(state["signal"])
+
+
+def _gradients(trajectory: Trajectory, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Noise and signal of the gradients at this minibatch and the next one; model and generators are as before."""
+    model = trajectory.model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with torch.random.fork_rng():
+        both = [
+            torch.autograd.grad(trajectory.loss(*minibatch), parameters, allow_unused=True)
+            for minibatch in ((x, y), trajectory.batches.at(trajectory.step + 1))
+        ]
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return latephase.gradient_statistics(*both)

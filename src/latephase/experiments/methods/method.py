@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from latephase import LatePhase
     from latephase.experiments.trajectory import Trajectory
 
-#: Maps images, (N, channels, height, width), to the logits of each of P predictions, (P, N, classes), in eval mode.
-Predictions = Callable[[Tensor], Tensor]
+#: Maps a model's input to the logits of each of P models, (P, N, classes), in eval mode.
+Predictions = Callable[[Any], Tensor]
 
 
 class Method:
@@ -75,6 +75,16 @@ class Method:
         return 1.0
 
     @property
+    def turn(self) -> int | None:
+        """The place in the round of K minibatches; None where there are no rounds."""
+        return None
+
+    @property
+    def first_round(self) -> int | None:
+        """The minibatch at which the first round began; None before."""
+        return self.started
+
+    @property
     def late(self) -> LatePhase | None:
         """The late phase whose members the report looks at, if there is one."""
         return None
@@ -112,8 +122,8 @@ class Method:
 
         Args:
             trajectory: Model and optimizer.
-            x: Images, (N, channels, height, width).
-            y: Labels, (N,).
+            x: The model's input, such as images, (N, channels, height, width).
+            y: The labels of its predictions, (N,).
 
         Returns:
             The minibatch's loss, a scalar.
@@ -121,6 +131,7 @@ class Method:
         trajectory.optimizer.zero_grad()
         loss = trajectory.loss(x, y)
         loss.backward()
+        trajectory.clip()
         trajectory.optimizer.step()
         return loss
 

@@ -61,7 +61,11 @@ def base_weight_decay(optimizer: torch.optim.Optimizer, late: Sequence[nn.Parame
         late: The late-phase weights, whose weight decay stays as it is.
         factor: What the others' is multiplied by.
     """
-    group = optimizer.param_groups[0]
-    if not set(group["params"]).isdisjoint(late):
-        own_weight_decay(optimizer, late, group["weight_decay"])
-    group["weight_decay"] *= factor
+    chosen = set(late)
+    for group in list(optimizer.param_groups):
+        theirs = [p for p in group["params"] if p in chosen]
+        if len(theirs) == len(group["params"]):
+            continue
+        if theirs:
+            own_weight_decay(optimizer, theirs, group["weight_decay"])
+        group["weight_decay"] *= factor

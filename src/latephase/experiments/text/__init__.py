@@ -1,12 +1,12 @@
-"""Text: corpora of bytes, the minibatches made of them, scores and samples."""
+"""Text: corpora of bytes, the minibatches made of them, and samples."""
 
 from latephase.experiments.text.corpus import Corpus, Text, load_corpus
-from latephase.experiments.text.held_out import held_out
+from latephase.experiments.text.held_out import UNSCORED, held_out
 from latephase.experiments.text.sample import as_text, generate
-from latephase.experiments.text.score import mean_of, predict_with, score
 from latephase.experiments.text.streams import Streams, Windows
 
 __all__ = [
+    "UNSCORED",
     "Corpus",
     "Streams",
     "Text",
@@ -15,7 +15,4 @@ __all__ = [
     "generate",
     "held_out",
     "load_corpus",
-    "mean_of",
-    "predict_with",
-    "score",
 ]
