@@ -1,0 +1,1 @@
+"""`latephase nqp-real`: the quadratic model of a real network beside its measured training."""
