@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 import latephase
 from latephase.reference import Reference
-from zoo import HYPERNETWORK, MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, combine, factor, inputs, matrices
+from zoo import HYPERNETWORK, MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, adapt, combine, factor, inputs, matrices
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, lr=0.1, **kw),
@@ -27,8 +27,11 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": lambda p, **kw: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.05, **kw),
     "rmsprop": lambda p, **kw: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, **kw),
 }
-FAMILIES = ("norm", "head", "norm+head", "parameters", "full", "rank-one", "hypernetwork")
-FACTORED = ("rank-one", "hypernetwork", "hypernetwork-few", "hypernetwork-anew")  # families that add factors
+FAMILIES = ("norm", "head", "norm+head", "parameters", "full", "rank-one", "hypernetwork", "lora", "lora-frozen")
+LORA = ("lora", "lora-frozen", "lora-factors")
+FACTORED = ("rank-one", "hypernetwork", "hypernetwork-few", "hypernetwork-anew", *LORA)  # families that add factors
+KINDS = {"rank-one": ("row", "column"), **dict.fromkeys(LORA, ("up", "down"))}  # what they are called
+SCALE = 1.5  # of low-rank products
 GAMMAS: tuple[str | float, ...] = ("sum", "mean", 0.3)
 STARTS = (0, 3)  # minibatches of ordinary training before the members come to life
 
@@ -66,8 +69,15 @@ class Case:
             "hypernetwork": [latephase.Hypernetwork(names=HYPERNETWORK[self.model])],
             "hypernetwork-few": [latephase.Hypernetwork(names=HYPERNETWORK[self.model], templates=2)],
             "hypernetwork-anew": [latephase.Hypernetwork(names=HYPERNETWORK[self.model], templates=2, keep=False)],
+            "lora": [self.lora()],
+            "lora-frozen": [self.lora(train_base=False)],
+            "lora-factors": [self.lora(average="factors")],
         }
         return table[self.family]
+
+    def lora(self, **options) -> latephase.LoRA:
+        """Adapters of rank 2 beside the weights that the family of rank-one factors takes."""
+        return latephase.LoRA(2, 2 * SCALE, RANK_ONE.get(self.model), **options)
 
     def late_names(self) -> set[str]:
         """The late-phase parameters by the words of the interface, worked out apart from the library."""
@@ -78,7 +88,7 @@ class Case:
         owners = {"norm": norms, "head": head, "norm+head": norms + head}.get(self.family, [])
         names = {name for name, _ in model.named_parameters()}
         if self.family in FACTORED:
-            kinds = ("row", "column") if self.family == "rank-one" else ("embedding",)
+            kinds = KINDS.get(self.family, ("embedding",))
             paths = [name.rpartition(".") for name in self.factored_names()]
             return {f"{owner}.parametrizations.{own}.0.{kind}" for owner, _, own in paths for kind in kinds}
         if self.family == "parameters":
@@ -87,8 +97,7 @@ class Case:
 
     def factored_names(self) -> list[str]:
         """The weights that get factors."""
-        ranked = self.family == "rank-one"
-        return matrices(self.plain(), RANK_ONE.get(self.model) if ranked else HYPERNETWORK[self.model])
+        return matrices(self.plain(), RANK_ONE.get(self.model) if self.family in KINDS else HYPERNETWORK[self.model])
 
     def attach(self, **options) -> tuple[nn.Module, Optimizer, latephase.LatePhase]:
         """The model, its optimizer and the phase under test, not yet started."""
@@ -105,6 +114,8 @@ class Case:
         model = self.plain()
         if self.family == "rank-one":
             factor(model, self.factored_names())
+        elif self.family in LORA:
+            adapt(model, self.factored_names(), self.attach()[0], SCALE, self.family == "lora-frozen")
         elif self.family in FACTORED:  # the factors begin with the library's values, which other tests judge
             combine(model, self.attach()[0])
         return model
@@ -113,6 +124,9 @@ class Case:
         """The same run in the hands of the reference."""
         model = self.factored()
         optimizer = OPTIMIZERS[self.optimizer](model.parameters())
+        if self.family in ("lora", "lora-frozen"):
+            made = [(n, own) for n, m in model.named_modules() for own in getattr(m, "parametrizations", ())]
+            options["effective"] = [f"{name}.{own}" for name, own in made]
         judge = Reference(model, optimizer, self.late_names(), self.members, base_gradient=self.gamma, **options)
         return model, optimizer, judge
 

@@ -121,6 +121,53 @@ class Tied(nn.Module):
         return self.decoder(self.norm(torch.tanh(self.mix(self.embed(tokens))))).mean(1)
 
 
+class Reader(nn.Module):
+    """A recurrent net over tokens."""
+
+    def __init__(self, recurrent: nn.RNNBase) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.recurrent = recurrent
+        self.norm = nn.LayerNorm(5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.recurrent(self.embed(tokens))[0][:, -1]))
+
+
+class DecoderBlock(nn.Module):
+    """Causal attention and a gated unit behind RMSNorm, as in today's language models."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = nn.Linear(width, 6, bias=False), nn.Linear(width, 6, bias=False)
+        self.down = nn.Linear(6, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        q, k, v = (p(h).unflatten(-1, (2, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        x = x + self.o_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        h = self.norm2(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model in small, its output layer tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.block = DecoderBlock(4)
+        self.norm = nn.RMSNorm(4)
+        self.lm_head = nn.Linear(4, 9, bias=False)
+        self.lm_head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.lm_head(self.norm(self.block(self.embed(tokens)))).mean(1)
+
+
 MODELS = {
     "bn_cnn": bn_cnn,
     "wrn_10_1": WideResNet,
@@ -128,7 +175,12 @@ MODELS = {
     "transformer": Transformer,
     "gn_cnn": gn_cnn,
     "tied": Tied,
+    "decoder": Decoder,
+    "lstm": lambda: Reader(nn.LSTM(4, 5, batch_first=True)),
+    "gru": lambda: Reader(nn.GRU(4, 5, num_layers=2, batch_first=True)),
 }
+RECURRENT = ("lstm", "gru")  # what torch.vmap cannot run
+TOKENS = ("tied", "decoder", *RECURRENT)  # models that read tokens
 # What the family Parameters takes: convolutions under shared BatchNorms, a whole block with its BatchNorms,
 # biases that no backward saves, a packed projection, a tied tensor by its first name.
 PATTERNS = {
@@ -138,9 +190,12 @@ PATTERNS = {
     "transformer": ["block.self_attn.in_proj_*", "block.norm?.bias"],
     "gn_cnn": ["conv1.*", "norm2.weight"],
     "tied": ["embed.*", "norm.bias"],
+    "decoder": ["embed.*", "block.?_proj.*"],
+    "lstm": ["embed.*", "recurrent.weight_hh*", "recurrent.bias*"],
+    "gru": ["recurrent.*_l1"],
 }
-UNTIED_HEAD = {"tied": "mix"}  # "head" itself would be the tied decoder, and is refused
-RANK_ONE = {"tied": ["*"]}  # names of modules; everywhere else all but embeddings
+UNTIED_HEAD = {"tied": "mix", "decoder": "block.down"}  # "head" itself would be the tied decoder, and is refused
+RANK_ONE = {"tied": ["*"], "decoder": ["*_proj", "lm_head"]}  # names of modules; everywhere else all but embeddings
 # What the family Hypernetwork takes: layers of different width that share templates, grouped convolutions, layers
 # of a packed block, a single layer.
 HYPERNETWORK = {
@@ -150,6 +205,9 @@ HYPERNETWORK = {
     "transformer": ["block.linear?", "block.self_attn.out_proj"],
     "gn_cnn": ["conv?"],
     "tied": ["mix"],
+    "decoder": ["block.?_proj", "lm_head"],
+    "lstm": ["head"],
+    "gru": ["head"],
 }
 
 _SHAPES = {
@@ -165,7 +223,7 @@ def inputs(model: str, size: int, dtype: torch.dtype, seed: int) -> tuple[Tensor
     """A minibatch of inputs and class labels."""
     generator = torch.Generator().manual_seed(1000 + seed)
     labels = torch.randint(CLASSES, (size,), generator=generator)
-    if model == "tied":
+    if model in TOKENS:
         return torch.randint(9, (size, 4), generator=generator), labels
     return torch.randn(size, *_SHAPES[model], generator=generator, dtype=torch.float64).to(dtype), labels
 
@@ -230,6 +288,31 @@ def factor(model: nn.Module, names: Sequence[str]) -> None:
         parametrize(model, name, RankOneByHand(model.get_parameter(name)))
 
 
+class LowRankByHand(nn.Module):
+    """The LoRA family's parametrization, for the reference: W + s B A.
+
+    As one call, for the reason that `RankOneByHand` gives; other tests spell the sum out.
+    """
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(up.clone()), nn.Parameter(down.clone())
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.addmm(weight.flatten(1), self.up, self.down, alpha=self.scale).reshape(weight.shape)
+
+
+def adapt(model: nn.Module, names: Sequence[str], like: nn.Module, scale: float, frozen: bool) -> None:
+    """Puts low-rank factors on weights, with the values that they have in another model."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(not frozen)
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        theirs = like.get_submodule(owner).parametrizations[own][0]
+        parametrize(model, name, LowRankByHand(theirs.down.detach(), theirs.up.detach(), scale))
+
+
 class BankByHand(nn.Module):
     def __init__(self, templates: Tensor) -> None:
         super().__init__()
@@ -258,12 +341,13 @@ def combine(model: nn.Module, like: nn.Module) -> None:
     """Puts hypernetwork factors on the layers that have them in another model, with that model's values."""
     banks: dict[nn.Parameter, BankByHand] = {}
     for name, module in like.named_modules():
-        if nn.utils.parametrize.is_parametrized(module, "weight"):
-            theirs, mine = module.parametrizations.weight, model.get_submodule(name)
+        mine = model.get_submodule(name) if nn.utils.parametrize.is_parametrized(module, "weight") else None
+        if mine is not None and not nn.utils.parametrize.is_parametrized(mine):  # as it would be if tied
+            theirs = module.parametrizations.weight
             templates = theirs[0].bank.templates
             bank = banks.setdefault(templates, BankByHand(templates.detach()))
             made = CombinationByHand(theirs[0].embedding.detach(), bank)
-            nn.utils.parametrize.register_parametrization(mine, "weight", made, unsafe=True)
+            parametrize(model, f"{name}.weight", made)
             with torch.no_grad():
                 mine.parametrizations.weight.original.copy_(theirs.original)
             mine.parametrizations.weight.original.requires_grad_(theirs.original.requires_grad)

@@ -39,7 +39,7 @@ def save(
         "rounds": rounds.completed,
         "values": values,
         "shared": shared,
-        "plain": {name: _copy(p) for part in installations for name, p in part.plain.items()},
+        "plain": {n: _copy(p) for part in installations for n, p in part.plain.items() if n not in shared},
         "optimizers": optimizers,
         "generator": generator.get_state(),
     }
@@ -56,7 +56,8 @@ def restore(
     """The way back from `save`, for a state that `check` has accepted."""
     for part in installations:
         for name, parameter in part.plain.items():
-            parameter.copy_(state["plain"][name])
+            if name in state["plain"]:
+                parameter.copy_(state["plain"][name])
     generator.set_state(state["generator"].cpu())
     if members is None:
         for part in installations:

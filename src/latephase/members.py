@@ -24,7 +24,7 @@ class Sites:
         weights: late-phase weights by dotted name.
         statistics: running statistics by dotted name.
         shared: tensors that all members share and that yet differ in the averaged model: the shift of a BatchNorm of
-            which only the scale is late-phase takes up the exact fold.
+            which only the scale is late-phase takes up the exact fold, a weight the mean of low-rank products.
         rules: averages other than the mean, each with the names it reads.
     """
 
@@ -39,6 +39,7 @@ class Sites:
         sites = cls({})
         for installation in installations:
             sites.weights.update(installation.parameters)
+            sites.shared.update(installation.shared)
             sites.rules.extend(installation.rules)
         late = set(sites.weights.values())
         first = {parameter: name for name, parameter in model.named_parameters()}

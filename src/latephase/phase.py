@@ -38,8 +38,8 @@ class LatePhase:
         model: any module, wrapped (DDP, torch.compile) or not; attaching changes nothing but, for families that add
             factors, registers these.
         members: K, at least 1.
-        weights: which weights each member has for itself: names ("norm", "head", "full", "rank-one",
-            "hypernetwork"), family objects, or a mix. BatchNorm running statistics are always each member's own.
+        weights: which weights each member has for itself: names ("norm", "head", "full", "rank-one", "hypernetwork",
+            "lora"), family objects, or a mix. BatchNorm running statistics are always each member's own.
         noise: sigma_0; every late-phase tensor of every member gets Gaussian noise of standard deviation sigma_0 times
             the tensor's root mean square at `start()`.
         base_gradient: gamma, a factor on the sum of the K minibatch gradients: "sum" (1), "mean" (1/K) or a number.

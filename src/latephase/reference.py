@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 __all__ = ["Reference"]
@@ -43,6 +44,8 @@ class Reference:
         late: Dotted names of the late-phase parameters, as ``model.named_parameters()`` spells them.
         members: K, at least 1.
         base_gradient: gamma: ``"sum"`` (1), ``"mean"`` (1/K) or a factor on the members' summed gradients.
+        effective: Dotted names of computed tensors (a parametrization's, over late weights) that are averaged
+            themselves instead of the late weights behind them; in the average they are plain parameters.
         optimizer_state: ``"copy"`` gives each member the state its late weights had before the start,
             ``"reset"`` an empty one. The base weights keep theirs.
 
@@ -75,9 +78,11 @@ class Reference:
         members: int,
         *,
         base_gradient: str | float = "sum",
+        effective: Iterable[str] = (),
         optimizer_state: str = "copy",
     ) -> None:
         self.model = model
+        self.effective = tuple(effective)
         self.clocks = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
         self.late = frozenset(late)
         if unknown := self.late - {name for name, _ in model.named_parameters()}:
@@ -191,7 +196,8 @@ class Reference:
     def average(self) -> nn.Module:
         r"""The K members averaged into one model, a new deep copy.
 
-        Late weights: the mean in float64, rounded once. A batch normalization whose scale is late: with
+        Late weights: the mean in float64, rounded once. Of ``effective`` tensors, the mean of the values that
+        they have in the members. A batch normalization whose scale is late: with
         :math:`s_k = \gamma_k / \sqrt{v_k + \epsilon}`, :math:`\mu` and :math:`v` the means of the members'
         running means and variances,
 
@@ -216,6 +222,12 @@ class Reference:
             if isinstance(layer, _NormBase) and layer.running_mean is not None:
                 copies = [member.get_submodule(name) for member in self.members]
                 _fold(layer, copies, into_affine=layer.weight in late)
+        for name in self.effective:
+            owner, _, tensor = name.rpartition(".")
+            module, copies = average.get_submodule(owner), [member.get_submodule(owner) for member in self.members]
+            values = [getattr(copied, tensor) for copied in copies]
+            parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
+            module.register_parameter(tensor, nn.Parameter(_mean(values).to(values[0].dtype)))
         return average
 
 

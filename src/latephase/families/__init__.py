@@ -8,6 +8,7 @@ from ..errors import LatePhaseValueError
 from ._family import Family, Installation, listing
 from .head import Head
 from .hypernetwork import Hypernetwork
+from .lora import LoRA
 from .normalization import Normalization
 from .parameters import Full, Parameters
 from .rank_one import RankOne
@@ -18,6 +19,7 @@ NAMES: dict[str, type[Family]] = {
     "full": Full,
     "rank-one": RankOne,
     "hypernetwork": Hypernetwork,
+    "lora": LoRA,
 }
 """Short names for `LatePhase(weights=[...])`."""
 
@@ -28,6 +30,7 @@ __all__ = [
     "Head",
     "Hypernetwork",
     "Installation",
+    "LoRA",
     "Normalization",
     "Parameters",
     "RankOne",
@@ -83,4 +86,29 @@ def install(model: nn.Module, weights: str | Family | Iterable[str | Family]) ->
         for installation in installations:
             installation.remove()
         raise
+    late = {parameter for part in installations for parameter in part.parameters.values()}
+    for part in installations:
+        if part.freezes:
+            _freeze(model, part, late)
     return installations
+
+
+def _freeze(model: nn.Module, part: Installation, late: set[nn.Parameter]) -> None:
+    """Let an installation freeze all weights but the late-phase ones, from its commit until it is folded."""
+    commit, fold = part.commit, part.fold
+    frozen: list[nn.Parameter] = []
+
+    def freeze() -> None:
+        commit()
+        frozen.extend(p for p in model.parameters() if p.requires_grad and p not in late)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+            # A gradient that is left over would be stepped with for ever.
+            parameter.grad = None
+
+    def thaw() -> None:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        fold()
+
+    part.commit, part.fold = freeze, thaw

@@ -27,7 +27,9 @@ class Installation:
         weight_of: for a factor that the family added, the plain weight whose optimizer group it joins.
         plain: for families that add factors, the plain weights by the name they have in the model as it is now; a
             checkpoint of the phase holds them, because the model's own state dict holds them folded.
+        shared: weights that all members share and that yet differ in the averaged model, by the name they have now.
         rules: averages other than the mean, each with the names it covers.
+        freezes: whether all weights of the model that are no member's own stay as they are until the collapse.
         fold: bakes the factors that are in the model into the plain weights and takes the factors out.
         remove: takes the factors out and leaves the plain weights as they are (the way back from a failed attachment).
         commit: writes values that the plain weights get at attachment; called once nothing can be refused any more.
@@ -36,7 +38,9 @@ class Installation:
     parameters: dict[str, nn.Parameter]
     weight_of: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict)
     plain: dict[str, nn.Parameter] = field(default_factory=dict)
+    shared: dict[str, nn.Parameter] = field(default_factory=dict)
     rules: list[tuple[tuple[str, ...], AverageRule]] = field(default_factory=list)
+    freezes: bool = False
     fold: Callable[[], None] = _nothing
     remove: Callable[[], None] = _nothing
     commit: Callable[[], None] = _nothing
