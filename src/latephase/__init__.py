@@ -4,6 +4,7 @@ from ._version import __version__
 from .errors import LatePhaseError, LatePhaseValueError
 from .families import Family, Full, Head, Hypernetwork, LoRA, Normalization, Parameters, RankOne
 from .phase import LatePhase
+from .signal_to_noise import gradient_statistics
 from .start_signal import StartSignal
 from .statistics import recompute_statistics
 
@@ -21,5 +22,6 @@ __all__ = [
     "RankOne",
     "StartSignal",
     "__version__",
+    "gradient_statistics",
     "recompute_statistics",
 ]
