@@ -19,11 +19,7 @@ _COMMANDS = {
     "evaluate": ("latephase.experiments.evaluate.command:evaluate", "experiments", "what a run is worth in all"),
     "reproduce": ("latephase.experiments.reproduce.command:main", "experiments", "the paper's tables beside ours"),
     "nqp": ("latephase.experiments.theory.command:main", "experiments", "the theory's figures and tables"),
-    "nqp-real": (
-        "latephase.experiments.real_network.command:main",
-        "experiments",
-        "theory and a network's loss curves",
-    ),
+    "nqp-real": ("latephase.experiments.real_network.command:main", "experiments", "the theory beside a real network"),
     "recipes": ("latephase.experiments.listing:main", "experiments", "list the recipes and what they cost"),
 }
 

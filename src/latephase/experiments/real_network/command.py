@@ -28,6 +28,8 @@ from latephase.experiments.real_network.setting import Setting
 from latephase.experiments.real_network.study import steps, study
 from latephase.experiments.report.files import write_document
 
+_PRINTED = 6  # columns of the table; a terminal has no room for the others
+
 
 def main(arguments: list[str]) -> int:
     """Predict and measure, print the table, write results.json, report.html with its CSV files, and the figure.
@@ -79,10 +81,10 @@ def main(arguments: list[str]) -> int:
     console = results_console()
     shown = table(results)
     printed = Table(title=shown.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for i, head in enumerate(shown.heads):
-        printed.add_column(head, justify="right" if i else "left")
+    for i, head in enumerate(shown.heads[:_PRINTED]):
+        printed.add_column(head, justify="right" if i else "left", no_wrap=i > 0)
     for row in shown.rows:
-        printed.add_row(*row)
+        printed.add_row(*row[:_PRINTED])
     console.print(printed)
     for sentence in (headline(results), *findings(results)):
         console.print(Text(f"\u2022 {sentence}"))

@@ -45,7 +45,8 @@ def losses_figure(results: dict[str, Any]) -> Figure:
         svg = inline_svg(figure, name, f"{title}. Loss against minibatches")
     replicas = results["setting"]["replicas"]
     caption = (
-        f"Lines: expected loss of the quadratic model. Dots: mean of {replicas} runs of the real network with bars of two"
+        f"Lines: expected loss of the quadratic model. Dots: mean of {replicas} runs of the real network with bars of"
+        " two"
         " standard errors. All start from the same weights and see the same minibatches."
     )
     heads = ("scheme", "minibatches", "predicted", "measured", "standard error")
@@ -115,8 +116,10 @@ def directions_figure(results: dict[str, Any]) -> Figure:
         axes.legend(fontsize=7.5, loc="best")
         svg = inline_svg(figure, name, f"{title}. Measured over predicted against curvature")
     caption = (
-        "Variance of the averaged model over runs along the eigenvectors of the Hessian, times half the curvature, summed"
-        " over groups of directions (5, 15, 40, 100, 240 and the rest) and divided by the prediction; second half of the"
+        "Variance of the averaged model over runs along the eigenvectors of the Hessian, times half the curvature,"
+        " summed"
+        " over groups of directions (5, 15, 40, 100, 240 and the rest) and divided by the prediction; second half of"
+        " the"
         " runs. Groups of curvature 0 are left out of the drawing."
     )
     heads = ("scheme", "directions", "curvature from", "curvature to", "predicted", "measured")

@@ -69,7 +69,8 @@ def _levels(results: dict[str, Any]) -> str:
         shares.append((loss["mean"] - predicted) / max(loss["se"], 1e-300))
     within = sum(abs(z) <= 2 for z in shares)
     return (
-        f"Mean loss over the second half of the runs: {within} of {len(shares)} schemes lie within two standard errors of"
+        f"Mean loss over the second half of the runs: {within} of {len(shares)} schemes lie within two standard"
+        " errors of"
         f" the prediction; the largest deviation is {number(max(shares, key=abs), 1, signed=True)} standard errors."
     )
 
@@ -103,10 +104,14 @@ def _noise(results: dict[str, Any]) -> str:
     sgd, causes = results["schemes"]["sgd"], results["causes"]
     linear, met = causes["linear"]["late_noise"], causes["noise_met"]["sgd"]
     return (
-        f"SGD's noise adds {_with_error(sgd['late_noise'])} to the loss, {number(ratio(sgd)[0], 2)} times what the constant"
-        f" noise of the centre predicts ({number(sgd['late_noise_predicted'], 5)}). Where SGD is, single gradients scatter"
-        f" {number(met['ratio'], 2)} times as much (trace of the covariance at the end of {_cloud(results)} runs), and the"
-        f" prediction with that noise is {number(met['late_noise_predicted'], 5)}. A quadratic loss of which every minibatch"
+        f"SGD's noise adds {_with_error(sgd['late_noise'])} to the loss, {number(ratio(sgd)[0], 2)} times what the"
+        " constant"
+        f" noise of the centre predicts ({number(sgd['late_noise_predicted'], 5)}). Where SGD is, single gradients"
+        " scatter"
+        f" {number(met['ratio'], 2)} times as much (trace of the covariance at the end of {_cloud(results)} runs),"
+        " and the"
+        f" prediction with that noise is {number(met['late_noise_predicted'], 5)}. A quadratic loss of which every"
+        " minibatch"
         f" keeps its own Hessian, on the same minibatches, gives {_with_error(linear)}."
     )
 
@@ -117,7 +122,8 @@ def _members(results: dict[str, Any]) -> str:
     return (
         f"Late-phase members draw their gradients where they are, K-batch SGD at the average: noise adds"
         f" {_with_error(additive['late_noise'])} against {_with_error(batch['late_noise'])} (both predicted"
-        f" {number(batch['late_noise_predicted'], 5)}). At the members gradients scatter {number(met['ratio'], 2)} times as much"
+        f" {number(batch['late_noise_predicted'], 5)}). At the members gradients scatter {number(met['ratio'], 2)}"
+        " times as much"
         f" as at the centre; with that noise the prediction is {number(met['late_noise_predicted'], 5)}."
     )
 
@@ -145,7 +151,8 @@ def _place(results: dict[str, Any]) -> str:
     for name in ("sgd", "k-batch", "norm-head-sum"):
         scheme = results["schemes"][name]
         fell, predicted = begun - scheme["end_place"], begun - scheme["end_place_predicted"]
-        parts.append(f"{scheme['label']} {number(fell, 5)} (predicted {number(predicted, 5)})")
+        # Rounded first, so that nothing is "minus zero".
+        parts.append(f"{scheme['label']} {number(round(fell, 5) + 0.0, 5)} (predicted {number(predicted, 5)})")
     return (
         "Drift along the flat directions: the loss of the runs' middle at the end lies below that of the centre by"
         f" {'; '.join(parts)}. The Hessian has {results['negative']} negative eigenvalues of"

@@ -91,8 +91,8 @@ class Objective:
         Returns:
             (n, n), symmetric.
         """
-        # The pullback of the gradient is its pushforward, the Hessian being symmetric, and needs one graph for all rows.
-        _, pull = vjp(self.gradient, weights)
+        # The Hessian is symmetric: the gradient's pullback is its pushforward, and needs one graph for all rows.
+        pull: Callable[[Tensor], tuple[Tensor]] = vjp(self.gradient, weights)[1]
         unit = torch.eye(len(weights), dtype=weights.dtype)
         rows = torch.cat([vmap(pull)(part)[0] for part in unit.split(_ROWS)])
         return (rows + rows.T) / 2
@@ -109,7 +109,7 @@ class Objective:
         """
 
         def linear(weights: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-            value, pull = vjp(lambda w: self._gradient(w, inputs, targets), centre)
+            value, pull = vjp(lambda w: self._gradient(w, inputs, targets), centre)[:2]
             return value + pull(weights - centre)[0]
 
         many = vmap(linear)

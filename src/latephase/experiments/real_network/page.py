@@ -78,7 +78,8 @@ def table(results: dict[str, Any]) -> Table:
         "Second half of the runs",
         ("scheme", "loss", "predicted", "noise", "predicted", "ratio", "a member's loss", "predicted"),
         tuple(rows),
-        "Means over runs with standard errors. Noise: loss of the averaged model minus the loss of the mean of all runs'"
+        "Means over runs with standard errors. Noise: loss of the averaged model minus the loss of the mean of all"
+        " runs'"
         " weights, corrected for their number.",
         ours=frozenset(s["label"] for s in results["schemes"].values() if s["label"].startswith("late phase")),
     )
@@ -87,10 +88,12 @@ def table(results: dict[str, Any]) -> Table:
 def _what(results: dict[str, Any]) -> str:
     setting, network = results["setting"], results["network"]
     return (
-        f"SmallCNN, {network['weights']} weights of which {network['late_weights']} in norms and head · {setting['images']}"
+        f"SmallCNN, {network['weights']} weights of which {network['late_weights']} in norms and head ·"
+        f" {setting['images']}"
         f" digits, {100 * setting['label_noise']:.0f}% of the labels random · cross-entropy plus weight decay"
         f" {setting['weight_decay']:g} · batch {setting['batch_size']}, drawn with replacement · learning rate"
-        f" {setting['lr']:g}, K = {setting['members']} · {setting['replicas']} runs of {setting['minibatches']:,} minibatches"
+        f" {setting['lr']:g}, K = {setting['members']} · {setting['replicas']} runs of {setting['minibatches']:,}"
+        " minibatches"
     )
 
 
@@ -98,16 +101,22 @@ def _how(results: dict[str, Any]) -> str:
     setting, network = results["setting"], results["network"]
     settling = ", ".join(number(loss, 4) for loss in network["settling"])
     return (
-        f"BatchNorm is in eval mode after half of the warm-up ({setting['warm_up']:,} minibatches with momentum), in what is"
-        f" predicted and in what is measured. SGD at the constant rate then trains for {setting['settling']:,} minibatches"
+        f"BatchNorm is in eval mode after half of the warm-up ({setting['warm_up']:,} minibatches with momentum), in"
+        " what is"
+        f" predicted and in what is measured. SGD at the constant rate then trains for {setting['settling']:,}"
+        " minibatches"
         f" (loss at the quarters: {settling}); that is the start. The quadratic model is expanded where"
         f" {setting['descent']} steps of gradient descent on all images lead from there (distance"
         f" {number(network['distance'], 3)}, loss {number(network['loss_at_centre'], 5)}, gradient"
-        f" {number(network['gradient_at_centre'], 4)}): near the start, without SGD's noise, and not at a minimum, which is"
+        f" {number(network['gradient_at_centre'], 4)}): near the start, without SGD's noise, and not at a minimum,"
+        " which is"
         " far away along flat directions. The gradient there is part of the model. Hessian and covariance of single"
-        " images' gradients are exact. Every direction of the Hessian is a direction of the noisy quadratic problem, with"
-        " the start's own place in it as the initial error; negative curvatures are set to 0, where the loss falls along"
+        " images' gradients are exact. Every direction of the Hessian is a direction of the noisy quadratic problem,"
+        " with"
+        " the start's own place in it as the initial error; negative curvatures are set to 0, where the loss falls"
+        " along"
         f" the slope. At the start the loss is {number(network['loss_at_start'], 5)}, the quadratic says"
-        f" {number(network['quadratic_at_start'], 5)}. With γ = 1 base weights move K times as fast; that is SGD on a"
+        f" {number(network['quadratic_at_start'], 5)}. With summed base gradients (gamma = 1) base weights move K"
+        " times as fast; that is SGD on a"
         " rescaled Hessian, and predicted as exactly. Nothing was fitted to the runs."
     )

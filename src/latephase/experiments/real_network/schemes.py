@@ -73,7 +73,7 @@ def schemes(late: Tensor, lr: float, members: int) -> list[Scheme]:
         Scheme("sgd", "SGD", 1, every, none, 1.0),
         Scheme("k-batch", f"{members}-batch SGD", members, every, none, mean),
         Scheme("lr-over-k", f"SGD, lr/{members}", 1, every / members, none, 1.0),
-        Scheme("additive", "late phase, all weights θ + φ", members, every / 2, every / 2, mean),
-        Scheme("norm-head-mean", "late phase, norm + head, γ = 1/K", members, shared, own, mean),
-        Scheme("norm-head-sum", "late phase, norm + head, γ = 1", members, shared, own, 1.0),
+        Scheme("additive", "late phase, all weights", members, every / 2, every / 2, mean),
+        Scheme("norm-head-mean", "late phase, norm + head, mean", members, shared, own, mean),
+        Scheme("norm-head-sum", "late phase, norm + head, sum", members, shared, own, 1.0),
     ]

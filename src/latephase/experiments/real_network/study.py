@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -180,21 +181,18 @@ def _bins(found: Directions, weights: Tensor, parts: NDArray[np.float64]) -> lis
     projected = (weights - weights.mean(1, keepdim=True)) @ found.basis
     variance = projected.square().sum(1).mean(0).numpy() / (weights.shape[1] - 1)
     measured, predicted = 0.5 * found.curvature * variance, parts.mean(0)
-    edges = [0, *np.cumsum(_BINS).tolist(), len(measured)]
-    bins = []
-    for low, high in zip(edges, edges[1:], strict=False):
-        high = min(high, len(measured))
-        if low < high:
-            bins.append(
-                {
-                    "directions": high - low,
-                    "curvature_high": float(found.curvature[low]),
-                    "curvature_low": float(found.curvature[high - 1]),
-                    "measured": float(measured[low:high].sum()),
-                    "predicted": float(predicted[low:high].sum()),
-                }
-            )
-    return bins
+    edges = np.minimum(np.cumsum([0, *_BINS, len(measured)]), len(measured)).tolist()
+    return [
+        {
+            "directions": high - low,
+            "curvature_high": float(found.curvature[low]),
+            "curvature_low": float(found.curvature[high - 1]),
+            "measured": float(measured[low:high].sum()),
+            "predicted": float(predicted[low:high].sum()),
+        }
+        for low, high in pairwise(edges)
+        if low < high
+    ]
 
 
 def _linear(quadratic: Quadratic, runs: Runs, counts: list[int]) -> dict[str, Any]:
