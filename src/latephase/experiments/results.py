@@ -20,9 +20,9 @@ from latephase.experiments.origin import commit, versions
 from latephase.experiments.plan import Leg
 from latephase.experiments.statistics import paired_difference, summarise
 
-METRICS = ("accuracy", "nll", "ece", "brier")
 # What a method is set against, where the study has it.
 _AGAINST = ("base", "swa")
+_FAMILY = "late-phase-"
 _CONTROLS = ("twin", "lr-over-k", "k-batch", "decay-over-k", "deep-ensemble")
 
 
@@ -40,6 +40,7 @@ class Setting:
         total: Minibatches of the whole training.
         sizes: Number of `classes` and of `train`, `validation` and `test` images or characters.
         metrics: Names of the scores, the one that matters first.
+        kind: What one sample is called, `images` or `characters`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Setting:
     total: int
     sizes: dict[str, int]
     metrics: tuple[str, ...]
+    kind: str
 
 
 def gather(
@@ -106,7 +108,9 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
         "name": setting.name,
         "title": setting.recipe.title or setting.name,
         "recipe": dataclasses.asdict(setting.recipe),
-        "images": setting.sizes,
+        "metrics": list(setting.metrics),
+        "kind": setting.kind,
+        setting.kind: setting.sizes,
         "seeds": list(setting.seeds),
         "minibatches": {
             "each_run": setting.total,
@@ -124,7 +128,7 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
                 "start": runs[method][0]["start"],
                 "started": _started([run["started"] for run in runs[method]]),
                 "cost": runs[method][0]["cost"],
-                **_scores(runs, method),
+                **_scores(runs, method, setting.metrics),
                 "curve": _curve(setting, method),
                 "reliability": _add(run["reliability"] for run in runs[method]),
                 "disagreement": _mean_matrix([run["disagreement"] for run in runs[method]]),
@@ -132,10 +136,12 @@ def _gather_setting(setting: Setting) -> dict[str, Any]:
                     part: summarise([run["seconds"][part] for run in runs[method]])
                     for part in ("shared", "own", "evaluation")
                 },
+                "per_second": _per_second(setting, runs, method),
+                "sample": next((run["sample"] for run in runs[method] if run.get("sample")), None),
             }
             for method in setting.methods
         },
-        "contrasts": _contrasts(runs),
+        "contrasts": _contrasts(runs, setting.metrics[0]),
     }
 
 
@@ -143,6 +149,22 @@ def _started(steps: list[int | None]) -> dict[str, Any] | None:
     """When the members came to life, in minibatches."""
     known = [float(step) for step in steps if step is not None]
     return dict(summarise(known)) if known else None
+
+
+def _per_second(setting: Setting, runs: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any] | None:
+    """Samples trained on in a second of the training that is the method's own, evaluations on the way included."""
+    recipe = setting.recipe
+    each = recipe.training.batch_size * (recipe.text.length if setting.kind == "characters" else 1)
+    cost = METHODS[parse_method(method)[0].name](recipe).cost
+    legs = [_leg(setting, method, seed) for seed in setting.seeds]
+    seconds = [run["seconds"]["own"] for run in runs[method]]
+    if any(leg.begin == leg.until for leg in legs) or not all(seconds):
+        return None
+    return dict(
+        summarise(
+            [(leg.until - leg.begin) * cost * each / taken for leg, taken in zip(legs, seconds, strict=True)]
+        )
+    )
 
 
 def _training_seconds(setting: Setting) -> float:
@@ -157,35 +179,42 @@ def _training_seconds(setting: Setting) -> float:
     return total + sum(shared.values())
 
 
-def _scores(runs: dict[str, list[dict[str, Any]]], method: str) -> dict[str, Any]:
+def _scores(runs: dict[str, list[dict[str, Any]]], method: str, metrics: Sequence[str]) -> dict[str, Any]:
     ours = runs[method]
-    parts = {part: _summaries(ours, part) for part in ("test", "validation", "ensemble", "member_mean")}
+    parts = {part: _summaries(ours, part, metrics) for part in ("test", "validation", "ensemble", "member_mean")}
     return {
         **parts,
-        "by_seed": {metric: [run["test"][metric] for run in ours] for metric in METRICS},
+        "by_seed": {metric: [run["test"][metric] for run in ours] for metric in metrics},
         "against": {
-            other: {metric: _paired(ours, runs[other], metric) for metric in METRICS}
+            other: {metric: _paired(ours, runs[other], metric) for metric in metrics}
             for other in _AGAINST
             if other in runs and other != method
         },
     }
 
 
-def _summaries(runs: list[dict[str, Any]], part: str) -> dict[str, Any] | None:
+def _summaries(runs: list[dict[str, Any]], part: str, metrics: Sequence[str]) -> dict[str, Any] | None:
     if any(run[part] is None for run in runs):
         return None
-    return {metric: summarise([run[part][metric] for run in runs]) for metric in METRICS}
+    return {metric: summarise([run[part][metric] for run in runs]) for metric in metrics}
 
 
 def _paired(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     return dict(paired_difference([r["test"][metric] for r in ours], [r["test"][metric] for r in theirs]))
 
 
-def _contrasts(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Late-phase training against the controls that have its step count or its annealing but not its members."""
-    pairs = [(ours, control) for ours in ("late-phase",) for control in _CONTROLS]
+def _contrasts(runs: dict[str, list[dict[str, Any]]], metric: str) -> list[dict[str, Any]]:
+    """Late-phase training against the controls that have its step count or its annealing but not its members.
+
+    Where it is not among the methods, its families are in its place. A family that adds weights is set against the
+    method of its own name, which has these weights and no members.
+    """
+    families = [name for name in runs if name.startswith(_FAMILY)]
+    late = [name for name in families if "+" not in name] if "late-phase" not in runs else ["late-phase"]
+    pairs = [(ours, control) for ours in late for control in _CONTROLS]
+    pairs += [(ours, ours.removeprefix(_FAMILY)) for ours in families]
     return [
-        {"method": ours, "control": control, **_paired(runs[ours], runs[control], "accuracy")}
+        {"method": ours, "control": control, **_paired(runs[ours], runs[control], metric)}
         for ours, control in pairs
         if ours in runs and control in runs
     ]
@@ -203,20 +232,23 @@ def _curve(setting: Setting, method: str) -> dict[str, list[float]]:
         if own.after is not None:
             shared = next(leg for leg in legs if not leg.outputs)
             records = [r for r in read_records(shared.folder / "metrics.jsonl") if r["step"] <= own.begin] + records
-        curves.append([record for record in records if "accuracy" in record])
+        curves.append([record for record in records if setting.metrics[0] in record])
     columns = list(zip(*curves, strict=True))
     return {
         "epoch": [column[0]["epoch"] for column in columns],
         **{
             key: [sum(record[key] for record in column) / len(column) for column in columns]
-            for key in ("loss", "accuracy", "nll")
+            for key in ("loss", setting.metrics[0], "nll")
         },
     }
 
 
+def _leg(setting: Setting, method: str, seed: int) -> Leg:
+    return next(leg for leg in setting.legs if leg.seed == seed and method in dict(leg.outputs))
+
+
 def _run(setting: Setting, method: str, seed: int) -> dict[str, Any]:
-    leg = next(leg for leg in setting.legs if leg.seed == seed and method in dict(leg.outputs))
-    path = dict(leg.outputs)[method] / "result.json"
+    path = dict(_leg(setting, method, seed).outputs)[method] / "result.json"
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:

@@ -84,7 +84,7 @@ def _setting(name: str, recipe: Recipe, methods: Sequence[str], seeds: Sequence[
     task.fresh_model(0)
     total = recipe.training.epochs * task.per_epoch
     legs = [leg for seed in seeds for leg in plan_seed(recipe, methods, seed, total, folder / f"seed-{seed}")]
-    return Setting(name, recipe, tuple(methods), tuple(seeds), folder, legs, total, task.sizes, task.metrics)
+    return Setting(name, recipe, tuple(methods), tuple(seeds), folder, legs, total, task.sizes, task.metrics, task.kind)
 
 
 def _carry_out(
