@@ -3,7 +3,8 @@
 The full product has 1,260 rows. `covering(strength)` picks, by a fixed rule, few of them such that every
 combination of the values of any `strength` columns still occurs: with 2 every pair (for example each
 optimizer with each model), with 3 every triple. Each test says which it takes. Add a row to a dictionary
-here, and every test has it.
+here, and every test has it. `BESIDE` are rows beside the product, for models of sequences and low-rank adapters: every
+test has these too.
 """
 
 import itertools
@@ -18,7 +19,19 @@ from torch.optim import Optimizer
 
 import latephase
 from latephase.reference import Reference
-from zoo import HYPERNETWORK, MODELS, PATTERNS, RANK_ONE, UNTIED_HEAD, adapt, combine, factor, inputs, matrices
+from zoo import (
+    HYPERNETWORK,
+    MODELS,
+    PATTERNS,
+    RANK_ONE,
+    RECURRENT,
+    UNTIED_HEAD,
+    adapt,
+    combine,
+    factor,
+    inputs,
+    matrices,
+)
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, lr=0.1, **kw),
@@ -27,11 +40,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": lambda p, **kw: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.05, **kw),
     "rmsprop": lambda p, **kw: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, **kw),
 }
-FAMILIES = ("norm", "head", "norm+head", "parameters", "full", "rank-one", "hypernetwork", "lora", "lora-frozen")
+FAMILIES = ("norm", "head", "norm+head", "parameters", "full", "rank-one", "hypernetwork")
 LORA = ("lora", "lora-frozen", "lora-factors")
 FACTORED = ("rank-one", "hypernetwork", "hypernetwork-few", "hypernetwork-anew", *LORA)  # families that add factors
 KINDS = {"rank-one": ("row", "column"), **dict.fromkeys(LORA, ("up", "down"))}  # what they are called
 SCALE = 1.5  # of low-rank products
+CROSSED = tuple(model for model in MODELS if model not in ("decoder", *RECURRENT))
 GAMMAS: tuple[str | float, ...] = ("sum", "mean", 0.3)
 STARTS = (0, 3)  # minibatches of ordinary training before the members come to life
 
@@ -208,7 +222,7 @@ def assert_matches(late: latephase.LatePhase, judge: Reference, tolerance: float
 
 def covering(strength: int, columns: Sequence[Sequence] | None = None, base: Case | None = None) -> list[Case]:
     """Rows of the table in which every `strength` columns show every combination of their values."""
-    columns = columns or (tuple(MODELS), FAMILIES, tuple(OPTIMIZERS), GAMMAS, STARTS)
+    columns = columns or (CROSSED, FAMILIES, tuple(OPTIMIZERS), GAMMAS, STARTS)
     sets = list(itertools.combinations(range(len(columns)), strength))
     seen: set[tuple] = set()
     rows: list[Case] = []
@@ -232,6 +246,20 @@ def covering(strength: int, columns: Sequence[Sequence] | None = None, base: Cas
     return rows
 
 
-PAIRS = covering(2)
-TRIPLES = covering(3)
-EVERY = [Case(model=model, family=family) for model in MODELS for family in FAMILIES]  # models x families
+BESIDE = [
+    Case("lstm", "rank-one"),
+    Case("lstm", "lora", "adamw", "mean"),
+    Case("gru", "rank-one", "adam", 0.3, start=0),
+    Case("gru", "lora-frozen", "sgd"),
+    Case("decoder", "norm", "adamw", "mean"),
+    Case("decoder", "rank-one", "adamw"),
+    Case("decoder", "lora", "adamw", 0.3),
+    Case("decoder", "lora-frozen", "nesterov", "mean", start=0),
+    Case("tied", "lora", "rmsprop"),
+    Case("transformer", "lora", "adam", "mean"),
+    Case("bn_cnn", "lora"),
+    Case("ln_mlp", "lora-factors", "sgd", 0.3),
+]
+PAIRS = [*covering(2), *BESIDE]
+TRIPLES = [*covering(3), *BESIDE]
+EVERY = [*(Case(model=model, family=family) for model in CROSSED for family in FAMILIES), *BESIDE]  # models x families

@@ -9,8 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cases
 import latephase
-from cases import EVERY, OPTIMIZERS, PAIRS, Case, assert_matches, assert_same, run, run_reference, tensors, train
+from cases import OPTIMIZERS, RECURRENT, Case, assert_matches, assert_same, run, run_reference, tensors, train
+
+# torch.vmap cannot run recurrent kernels, which test_recurrent_factors.py has a message for.
+EVERY = [case for case in cases.EVERY if case.model not in RECURRENT]
+PAIRS = [case for case in cases.PAIRS if case.model not in RECURRENT]
 
 # torch.vmap has no rule for the CPU's fused attention: it says so, and runs it once per member.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
