@@ -1,5 +1,6 @@
 """How much of the training gradient is signal: what learns the data's distribution, not this sample of it."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,8 @@ from .errors import LatePhaseValueError
 
 BINS = 8
 """Bins that are looked at: the last doubling of the minibatches."""
+EVERY = 2 ** (1 / 24)
+"""A measurement is due at so many times the minibatches of the one before."""
 LEAST = 16
 """Measurements in them before the first judgement."""
 
@@ -25,20 +28,26 @@ class SignalToNoise:
 
     Args:
         per_epoch: M, minibatches of one pass over the training data.
+
+    Attributes:
+        due: The number of minibatches from which on the next measurement is wanted.
     """
 
     def __init__(self, per_epoch: int) -> None:
         self.per_epoch = per_epoch
+        self.due = 0
         self._open = [0.0] * 3  # measurements, tr C summed, |G|^2 summed
         self._bins: list[list[float]] = []
 
-    def add(self, noise: float, signal: float) -> None:
+    def add(self, minibatches: int, noise: float, signal: float) -> None:
         """Add a measurement.
 
         Args:
+            minibatches: When it was made.
             noise: tr C.
             signal: An unbiased estimate of |G|^2, which may be negative.
         """
+        self.due = max(minibatches + 1, math.ceil(EVERY * minibatches))
         self._open = [a + b for a, b in zip(self._open, (1, noise, signal), strict=True)]
 
     def close(self) -> None:
@@ -53,10 +62,11 @@ class SignalToNoise:
 
     def state_dict(self) -> dict[str, Any]:
         """Lists of numbers."""
-        return {"open": list(self._open), "bins": [list(one) for one in self._bins]}
+        return {"due": self.due, "open": list(self._open), "bins": [list(one) for one in self._bins]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
+        self.due = state["due"]
         self._open, self._bins = list(state["open"]), [list(one) for one in state["bins"]]
 
 

@@ -146,6 +146,11 @@ class StartSignal:
         self._in_a_row = [0, 0]  # judgements of losses and of gradients
 
     @property
+    def wants_gradients(self) -> bool:
+        """Whether the next `update` should have the gradients' statistics, as it should some 24 times a doubling."""
+        return self.per_epoch is not None and self.started is None and self.minibatches >= self._balance.due
+
+    @property
     def deadline(self) -> int | None:
         """The minibatch after which the members start in any case; None without `total`."""
         if self.total is None:
@@ -197,7 +202,7 @@ class StartSignal:
             self._gradients[0] += gradient_noise / 4
             self._gradients[1] += 1
             if gradient_signal is not None:
-                self._balance.add(gradient_noise, gradient_signal)
+                self._balance.add(self.minibatches, gradient_noise, gradient_signal)
         self._lr = 1.0 if lr is None else float(lr)
         self.minibatches += 1
         self._losses.add(loss, self._lr)

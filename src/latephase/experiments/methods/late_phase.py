@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from latephase.experiments.trajectory import Trajectory
 
 
-# Minibatches between two measurements of gradients for the signal, which cost two more gradients each.
-_MEASURE_EVERY = 16
-
-
 class LatePhase(Method):
     """K members of the chosen weights from T0 on, taking turns; the result is their average.
 
@@ -90,7 +86,7 @@ class LatePhase(Method):
         """Train on a minibatch; as long as there are no members, ask the signal."""
         signal = self._signal if self.started is None else None
         noise = strength = None
-        if signal is not None and signal.per_epoch is not None and trajectory.step % _MEASURE_EVERY == 0:
+        if signal is not None and signal.wants_gradients:
             noise, strength = _gradients(trajectory, x, y)
         loss = super().step(trajectory, x, y)
         rate = trajectory.optimizer.param_groups[0]["lr"]
