@@ -5,9 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from latephase.experiments.real_network.study import CLOUD
-from latephase.experiments.report.numbers import number
+from latephase.experiments.report import numbers
 
 _AGREES = 0.15
+_HUGE = 1e4  # from here on digits say nothing: the prediction has diverged
+
+
+def number(value: float, decimals: int, signed: bool = False) -> str:
+    """A number as the report writes it, or its power of ten where it has diverged.
+
+    Args:
+        value: The number.
+        decimals: Digits after the point.
+        signed: Write a plus sign too.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> number(0.12345, 3), number(2e30, 3)
+        ('0.123', '2e+30')
+    """
+    if abs(value) < _HUGE:
+        return numbers.number(value, decimals, signed)
+    return f"{value:{'+' if signed else ''}.0e}".replace("-", numbers.MINUS)
 
 
 def ratio(scheme: dict[str, Any]) -> tuple[float, float]:
@@ -32,7 +53,7 @@ def findings(results: dict[str, Any]) -> list[str]:
     Returns:
         One sentence or two for each finding.
     """
-    written = (_levels, _averaging, _equivalent, _noise, _members, _curvature, _place, _directions)
+    written = (_unstable, _levels, _averaging, _equivalent, _noise, _members, _curvature, _place, _directions)
     return [sentence for write in written if (sentence := write(results))]
 
 
@@ -59,6 +80,17 @@ def headline(results: dict[str, Any]) -> str:
     return (
         f"The quadratic model predicts the noise of {len(near)} of {len(ratios)} schemes to {100 * _AGREES:.0f}%"
         f" ({'; '.join(near)}); measured over predicted for the others: {', '.join(far)}."
+    )
+
+
+def _unstable(results: dict[str, Any]) -> str | None:
+    sharp = {s["label"]: s["sharpness"] for s in results["schemes"].values() if s["sharpness"] >= 2}
+    if not sharp:
+        return None
+    listed = "; ".join(f"{label} ({number(value, 1)})" for label, value in sharp.items())
+    return (
+        f"The model has no steady state for {listed}: learning rate times largest curvature is 2 or more, and what is"
+        " predicted grows. The real network's curvature need not stay what it is at the centre."
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from latephase.experiments.real_network.figures import directions_figure, losses_figure
-from latephase.experiments.real_network.findings import findings, headline, ratio
+from latephase.experiments.real_network.findings import findings, headline, number, ratio
 from latephase.experiments.report.document import Document, Figures, Points, Section, Source, Table, Text
-from latephase.experiments.report.numbers import duration, number
+from latephase.experiments.report.numbers import duration
 from latephase.experiments.report.provenance import facts, provenance
 
 
@@ -76,7 +76,7 @@ def table(results: dict[str, Any]) -> Table:
         )
     return Table(
         "Second half of the runs",
-        ("scheme", "loss", "predicted", "noise", "predicted", "ratio", "a member's loss", "predicted"),
+        ("scheme", "loss", "predicted loss", "noise", "predicted noise", "ratio", "a member's loss", "its prediction"),
         tuple(rows),
         "Means over runs with standard errors. Noise: loss of the averaged model minus the loss of the mean of all"
         " runs'"

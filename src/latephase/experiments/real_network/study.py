@@ -161,6 +161,7 @@ def _scheme(
     return {
         "label": scheme.label,
         "members": scheme.members,
+        "sharpness": float(found.lr * found.curvature[0]),
         "loss": [dict(summarise(row.tolist())) for row in loss],
         "predicted": expected.tolist(),
         "late_loss": dict(summarise(loss[late].mean(0).tolist())),
