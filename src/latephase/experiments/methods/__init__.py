@@ -24,6 +24,8 @@ __all__ = [
     "summary_of",
 ]
 
+# Summaries speak of SGD, which most recipes have.
+_OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW"}
 
 Kind = TypeVar("Kind", Method, Reading)
 
@@ -114,4 +116,5 @@ def summary_of(name: str, recipe: Recipe) -> str:
     text = training.summary if reading is None else f"{training.summary}; {reading.summary}"
     if reading is not None and reading.only:
         text = reading.summary
+    text = re.sub(r"\bSGD\b", _OPTIMIZERS.get(recipe.training.optimizer, "SGD"), text)
     return re.sub(r"\bK\b", str(recipe.late_phase.members), text)

@@ -20,6 +20,7 @@ class LatePhase(Method):
 
     Attributes:
         families: Families of late-phase weights; None takes the recipe's.
+        count: Number of members; None takes the recipe's.
         waits: Whether the members wait for a signal if the recipe says `auto`.
     """
 
@@ -27,6 +28,7 @@ class LatePhase(Method):
     label = "late-phase"
     summary = "K members of the late-phase weights from T0 on, averaged into one model"
     families: ClassVar[tuple[str, ...] | None] = None
+    count: ClassVar[int | None] = None
     waits: ClassVar[bool] = True
 
     _late: latephase.LatePhase | None = None
@@ -62,7 +64,7 @@ class LatePhase(Method):
         config = self.recipe.late_phase
         self._late = latephase.LatePhase(
             trajectory.model,
-            members=config.members,
+            members=self.count or config.members,
             weights=self.families or tuple(config.weights),
             noise=config.noise,
             base_gradient=config.base_gradient,
@@ -75,7 +77,7 @@ class LatePhase(Method):
             images = trajectory.task.kind == "images"
             # The balance of gradients is for data that are gone through many times; text hardly ever is.
             per_epoch = trajectory.batches.per_epoch if images else None
-            self._signal = latephase.StartSignal(config.members, trajectory.total, per_epoch=per_epoch)
+            self._signal = latephase.StartSignal(self.count or config.members, trajectory.total, per_epoch=per_epoch)
 
     def begin(self, trajectory: Trajectory) -> None:
         """Bring the members to life, unless that is for a later minibatch."""
