@@ -22,6 +22,8 @@ SAME = [
     Case(model="ln_mlp", family="rank-one", optimizer="sgd", start=2),
     Case(model="bn_cnn", family="norm+head", optimizer="nesterov", start=2),
     Case(model="ln_mlp", family="hypernetwork", optimizer="nesterov", start=2),
+    Case(model="lstm", family="rank-one", optimizer="sgd", start=2),
+    Case(model="tied", family="lora", optimizer="sgd", start=2),
 ]
 SPREAD = [
     Case(model="ln_mlp", optimizer="adamw", members=4, start=2),
@@ -30,6 +32,7 @@ SPREAD = [
     Case(model="ln_mlp", family="full", optimizer="rmsprop", gamma=0.3, members=2, start=2),
     Case(model="tied", family="norm", optimizer="adam", members=6, start=2),
     Case(model="bn_cnn", family="hypernetwork", optimizer="sgd", members=4, start=0),
+    Case(model="decoder", family="lora-frozen", optimizer="sgd", members=4, start=2),
 ]
 
 
