@@ -46,3 +46,15 @@ def make_task(recipe: Recipe, data: Split | Corpus, seed: int, device: torch.dev
     if isinstance(data, Split):
         return ImageTask(recipe, data, seed, device)
     return TextTask(recipe, data, seed, device)
+
+
+def metrics_of(recipe: Recipe) -> tuple[str, ...]:
+    """The scores of what a recipe trains.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Their names, the one that matters first.
+    """
+    return (TextTask if recipe.data.name == TEXT else ImageTask).metrics

@@ -1,4 +1,4 @@
-"""`latephase tune`: a grid of settings for every method alike, judged on validation images alone."""
+"""`latephase tune`: a grid of settings for every method alike, judged on validation data alone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from latephase.experiments.console import results_console
 from latephase.experiments.errors import ExperimentError, unknown
 from latephase.experiments.recipe import load_recipe, recipe_names
 from latephase.experiments.report.numbers import SCORES, duration, mean
-from latephase.experiments.results import METRICS
 from latephase.experiments.study import compare
+from latephase.experiments.tasks import TEXT, metrics_of
 
 _USAGE = (
-    "latephase tune RECIPE --grid KEY=VALUE,VALUE,... [--grid ...] [--metric accuracy] [--output FOLDER] [--workers N] "
+    "latephase tune RECIPE --grid KEY=VALUE,VALUE,... [--grid ...] [--metric NAME] [--output FOLDER] [--workers N] "
     "[--section.key VALUE ...]"
 )
 
@@ -31,7 +31,7 @@ _USAGE = (
 def main(arguments: list[str]) -> int:
     """Train every method of a recipe at every point of a grid, and name the best point of each method.
 
-    The test images play no part in the choice and their scores are not shown.
+    The test data play no part in the choice and their scores are not shown.
 
     Args:
         arguments: What follows the command's name.
@@ -48,10 +48,14 @@ def main(arguments: list[str]) -> int:
         console.print(f"usage: {_USAGE}", soft_wrap=True)
         return 0
     recipes = grid_recipes(options.recipe, options.grid, overrides)
+    known = metrics_of(next(iter(recipes.values())))
+    metric = options.metric or known[0]
+    if metric not in known:
+        raise unknown("metric", metric, known)
     folder = options.output or Path("runs") / f"tune-{Path(options.recipe).stem}"
     command = shlex.join(["latephase", "tune", *arguments])
     results = compare(recipes, folder, command=command, workers=options.workers)
-    tuned = choose(results, options.metric)
+    tuned = choose(results, metric)
     write_text(folder / "tune.json", json.dumps(tuned, indent=1) + "\n")
     console.print(_table(tuned))
     console.print(Text(f"{duration(results['seconds'])} on {results['device']}"))
@@ -87,7 +91,7 @@ def grid_recipes(name: str, grid: Sequence[str], overrides: Sequence[str]) -> di
     for point in itertools.product(*axes):
         own = [f"--{key}={value}" for key, value in point]
         recipe = load_recipe(name, [*overrides, *own])
-        if not recipe.data.validation:
+        if not recipe.data.validation and recipe.data.name != TEXT:
             raise ExperimentError(f"recipe {name} has data.validation = 0: there are no images to choose by")
         recipes[" ".join(f"{key}={value}" for key, value in point)] = recipe
     return recipes
@@ -103,7 +107,7 @@ def choose(results: dict[str, Any], metric: str) -> dict[str, Any]:
     Returns:
         Provenance, and for each method its scores at every point and the name of the best one.
     """
-    sign = 1.0 if metric == "accuracy" else -1.0
+    sign = 1.0 if SCORES[metric].more else -1.0
     points = {setting["name"]: setting["methods"] for setting in results["settings"]}
     methods = {}
     for method, values in next(iter(points.values())).items():
@@ -121,11 +125,11 @@ def choose(results: dict[str, Any], metric: str) -> dict[str, Any]:
 
 def _table(tuned: dict[str, Any]) -> Table:
     """A row for each method and point; the method's best point stands out."""
-    label, _, unit, _ = SCORES[tuned["metric"]]
+    score = SCORES[tuned["metric"]]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("method", no_wrap=True)
     table.add_column("point")
-    table.add_column(f"validation {label}{', ' + unit if unit else ''}", justify="right", no_wrap=True)
+    table.add_column(f"validation {score.name}{', ' + score.unit if score.unit else ''}", justify="right", no_wrap=True)
     for values in tuned["methods"].values():
         for i, (point, scores) in enumerate(values["validation"].items()):
             best = point == values["best"]
@@ -144,7 +148,7 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace | None, list[str]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("recipe")
     parser.add_argument("--grid", action="append", default=[])
-    parser.add_argument("--metric", default="accuracy")
+    parser.add_argument("--metric")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--workers", type=int)
     try:
@@ -153,6 +157,4 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace | None, list[str]
         raise ExperimentError(str(error)) from error
     if not options.grid:
         raise ExperimentError("latephase tune needs at least one --grid KEY=VALUE,VALUE,...")
-    if options.metric not in METRICS:
-        raise unknown("metric", options.metric, METRICS)
     return options, rest

@@ -120,10 +120,12 @@ class Source:
     Attributes:
         title: What it is.
         text: The text.
+        open: Whether it is unfolded.
     """
 
     title: str
     text: str
+    open: bool = False
 
 
 @dataclass(frozen=True)

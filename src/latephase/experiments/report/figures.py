@@ -9,8 +9,10 @@ from latephase.evaluation import bins_of_sums
 from latephase.experiments.report.diagrams import Reliability, disagreement, reliability
 from latephase.experiments.report.document import Figure
 from latephase.experiments.report.looks import group_of, looks_of
-from latephase.experiments.report.numbers import SCORES, labelled
+from latephase.experiments.report.numbers import SCORES, Score, labelled
 from latephase.experiments.report.plots import Dot, Series, curves, dots
+from latephase.experiments.report.sentences import capital
+from latephase.experiments.report.wording import wording
 
 
 def differences_range(settings: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
@@ -20,11 +22,16 @@ def differences_range(settings: Sequence[dict[str, Any]]) -> tuple[float, float]
         settings: Settings of results.json.
 
     Returns:
-        The two ends, in points; None if there is no interval.
+        The two ends; None if there is no interval, or the settings have different scores.
     """
+    first = {wording(setting).main for setting in settings}
+    if len(first) > 1:
+        return None
+    metric = first.pop()
+    factor = SCORES[metric].factor
     methods = [method["against"] for setting in settings for method in setting["methods"].values()]
-    paired = [against["base"]["accuracy"] for against in methods if "base" in against]
-    ends = [100 * p[end] for p in paired for end in ("low", "high") if p[end] is not None]
+    paired = [against["base"][metric] for against in methods if "base" in against]
+    ends = [factor * p[end] for p in paired for end in ("low", "high") if p[end] is not None]
     if not ends:
         return None
     room = 0.06 * (max(*ends, 0.0) - min(*ends, 0.0))
@@ -32,7 +39,7 @@ def differences_range(settings: Sequence[dict[str, Any]]) -> tuple[float, float]
 
 
 def differences_figure(setting: dict[str, Any], name: str, limits: tuple[float, float] | None = None) -> Figure | None:
-    """Each method's paired difference to plain SGD in accuracy, with its 95% interval.
+    """Each method's paired difference to plain training in the score that matters, with its 95% interval.
 
     Args:
         setting: A setting of results.json.
@@ -42,25 +49,28 @@ def differences_figure(setting: dict[str, Any], name: str, limits: tuple[float, 
     Returns:
         The figure; None without `base` or with a single seed.
     """
-    looks = looks_of(setting["methods"])
+    looks, words = looks_of(setting["methods"]), wording(setting)
+    score, plain = words.score, words.plain
     rows = []
     for method, look in looks.items():
         values = setting["methods"][method]
-        paired = values["against"].get("base", {}).get("accuracy")
+        paired = values["against"].get("base", {}).get(words.main)
         if paired is None:
             continue
         if paired["low"] is None:
             return None
-        middle, low, high = (100 * paired[key] for key in ("mean", "low", "high"))
+        middle, low, high = (score.factor * paired[key] for key in ("mean", "low", "high"))
         rows.append(Dot(labelled(values), middle, low, high, look, group_of(method)))
     if not rows:
         return None
     return dots(
         name,
-        "Accuracy, set against plain SGD",
-        "Test accuracy minus plain SGD's, seed by seed. Bars: 95% intervals; one clear of the line is rarely chance.",
+        f"{capital(score.name)}, set against {plain}",
+        f"Test {score.name} minus {plain}'s, seed by seed.{_lower(score)} Bars: 95% intervals; one clear of the line is "
+        "rarely chance.",
         rows,
-        axis="accuracy minus plain SGD, points",
+        axis=f"{score.name} minus {plain}{_unit(score)}",
+        decimals=score.decimals,
         zero=True,
         limits=limits,
         interval="95%, paired by seed",
@@ -80,19 +90,21 @@ def contrasts_figure(setting: dict[str, Any], name: str) -> Figure | None:
     contrasts = [c for c in setting["contrasts"] if c["low"] is not None]
     if not contrasts:
         return None
-    methods, looks = setting["methods"], looks_of(setting["methods"])
+    methods, looks, score = setting["methods"], looks_of(setting["methods"]), wording(setting).score
     several = len({c["method"] for c in contrasts}) > 1
     rows = []
     for c in contrasts:
         ours = f"{methods[c['method']]['label']} " if several else ""
-        middle, low, high = (100 * c[key] for key in ("mean", "low", "high"))
+        middle, low, high = (score.factor * c[key] for key in ("mean", "low", "high"))
         rows.append(Dot(f"{ours}\u2212 {methods[c['control']]['label']}", middle, low, high, looks[c["control"]]))
     return dots(
         name,
         "Late-phase, set against its controls",
-        "Test accuracy of late-phase training minus that of each control, seed by seed. Bars: 95% intervals.",
+        f"Test {score.name} of late-phase training minus that of each control, seed by seed.{_lower(score)} Bars: 95% "
+        "intervals.",
         rows,
-        axis="difference in accuracy, points",
+        axis=f"difference in {score.name}{_unit(score)}",
+        decimals=score.decimals,
         zero=True,
         interval="95%, paired by seed",
     )
@@ -109,7 +121,8 @@ def scores_figure(setting: dict[str, Any], metric: str, name: str) -> Figure:
     Returns:
         The figure.
     """
-    label, factor, unit, decimals = SCORES[metric]
+    score, words = SCORES[metric], wording(setting)
+    factor = score.factor
     rows = []
     for method, look in looks_of(setting["methods"]).items():
         values = setting["methods"][method]
@@ -119,23 +132,22 @@ def scores_figure(setting: dict[str, Any], metric: str, name: str) -> Figure:
         ensemble = None if values["ensemble"] is None else factor * values["ensemble"][metric]["mean"]
         rows.append(Dot(labelled(values), middle, low, high, look, group_of(method), ensemble))
     barred = any(row.bar is not None for row in rows)
-    better = "Higher" if metric == "accuracy" else "Lower"
     note = " Upright bar: the ensemble of the members' predictions." if barred else ""
     spread = " Bars: ± one standard error over seeds." if len(setting["seeds"]) > 1 else ""
     return dots(
         name,
-        label[:1].upper() + label[1:],
-        f"On the test images, mean over seeds.{spread} {better} is better.{note}",
+        capital(score.name),
+        f"On the test {words.held_out}, mean over seeds.{spread} {'Higher' if score.more else 'Lower'} is better.{note}",
         rows,
-        axis=f"test {label}, {unit}".rstrip(", "),
-        decimals=min(decimals, 3),
+        axis=f"test {score.name}, {score.unit}".rstrip(", "),
+        decimals=min(score.decimals, 3),
         interval="mean ± standard error",
         bar="members' ensemble" if barred else "",
     )
 
 
 def curves_figure(setting: dict[str, Any], name: str) -> Figure:
-    """Held-out error over training, mean over seeds, with T0 marked.
+    """Held-out error, or bits per character, over training, mean over seeds, with T0 marked.
 
     Args:
         setting: A setting of results.json.
@@ -144,8 +156,10 @@ def curves_figure(setting: dict[str, Any], name: str) -> Figure:
     Returns:
         The figure.
     """
-    recipe = setting["recipe"]
+    recipe, words = setting["recipe"], wording(setting)
     epochs = recipe["training"]["epochs"]
+    accuracy = words.main == "accuracy"
+    what, unit, least = ("error", ", %", 0.5) if accuracy else (words.score.name, "", 0.01)
     # Readings such as SWA have no curve of their own: their trajectory is another method's.
     drawn: dict[str, dict[str, Any]] = {}
     for values in setting["methods"].values():
@@ -154,21 +168,22 @@ def curves_figure(setting: dict[str, Any], name: str) -> Figure:
     for training, look in looks_of(drawn).items():
         values = drawn[training]
         x = values["curve"]["epoch"]
-        errors = [100 * (1 - accuracy) for accuracy in values["curve"]["accuracy"]]
+        scores = values["curve"][words.main]
+        errors = [100 * (1 - score) for score in scores] if accuracy else scores
         # The first epochs are far above all others; the axis is for what comes after them.
         seen += [e for at, e in zip(x, errors, strict=True) if epochs <= 10 or at > 0.1 * epochs] or errors
         series.append(Series(values["training"], x, errors, look, group_of(training)))
-    room = 0.08 * max(max(seen) - min(seen), 0.5)
+    room = 0.08 * max(max(seen) - min(seen), least)
     t0 = _start(setting, drawn)
-    held_out = "validation" if setting["images"]["validation"] else "test"
+    held_out = "validation" if setting[words.samples]["validation"] else "test"
     return curves(
         name,
         "Learning curves",
-        f"Error on the {held_out} images, mean over seeds; late-phase training is the averaged model. Up to T0 the "
+        f"{capital(what)} on the {held_out} {words.held_out}, mean over seeds; late-phase training is the averaged model. Up to T0 the "
         "methods are one and the same training.",
         series,
         x="epoch",
-        y=f"{held_out} error, %",
+        y=f"{held_out} {what}{unit}",
         limits=(max(0.0, min(seen) - room), max(seen) + room),
         line_at=(t0 * epochs, "T0") if t0 else None,
     )
@@ -218,10 +233,21 @@ def agreement_figure(setting: dict[str, Any], name: str) -> Figure | None:
         return None
     # Of several methods with members, late-phase training comes first in its group.
     chosen = next((m for m in late if m["label"] == "late-phase"), late[0])
+    words = wording(setting)
     count = len(chosen["disagreement"])
     return disagreement(
         name,
         "How often two members disagree",
-        f"{chosen['label']}: percent of the test images on which two of the {count} members predict different classes.",
+        f"{chosen['label']}: percent of the test {words.samples} on which two of the {count} members predict different "
+        f"{'characters' if words.samples == 'characters' else 'classes'}.",
         chosen["disagreement"],
     )
+
+
+def _unit(score: Score) -> str:
+    return f", {score.gap}" if score.gap and score.gap != score.name else ""
+
+
+def _lower(score: Score) -> str:
+    """For a score of which less is more, which a reader of differences must be told."""
+    return "" if score.more else " Below zero is better."

@@ -26,6 +26,8 @@ _GROUP_OF = {
     "k-batch": "control",
     "lr-over-k": "control",
     "decay-over-k": "control",
+    "rank-one": "control",
+    "lora": "control",
     "mc-dropout": "ensemble",
     "batch-ensemble": "ensemble",
     "deep-ensemble": "ensemble",

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-# How each score is called, the factor it is shown with, its unit and its decimals.
+
+@dataclass(frozen=True)
+class Score:
+    """How a score is written.
+
+    Attributes:
+        name: What it is called.
+        factor: What it is multiplied by.
+        unit: Its unit.
+        decimals: Digits after the point.
+        gap: The unit of a difference of two.
+        more: Whether higher is better.
+    """
+
+    name: str
+    factor: float
+    unit: str
+    decimals: int
+    gap: str = ""
+    more: bool = False
+
+    @property
+    def head(self) -> str:
+        """The name as a table's head."""
+        return f"{self.name}, %" if self.unit == "%" else self.name
+
+    @property
+    def gap_head(self) -> str:
+        """The head of a column of differences."""
+        return f"{self.name}, {self.gap}" if self.gap and self.gap != self.name else self.name
+
+
 SCORES = {
-    "accuracy": ("accuracy", 100.0, "%", 2),
-    "nll": ("NLL", 1.0, "nats", 3),
-    "ece": ("ECE", 100.0, "%", 2),
-    "brier": ("Brier", 1.0, "", 4),
+    "accuracy": Score("accuracy", 100.0, "%", 2, "points", more=True),
+    "bpc": Score("bits per character", 1.0, "", 4, "bits per character"),
+    "nll": Score("NLL", 1.0, "nats", 3),
+    "ece": Score("ECE", 100.0, "%", 2, "points"),
+    "brier": Score("Brier", 1.0, "", 4),
 }
 
 
@@ -62,9 +95,9 @@ def mean(summary: dict[str, Any], metric: str) -> str:
     Returns:
         Such as `87.53 ± 0.48`.
     """
-    _, factor, _, decimals = SCORES[metric]
-    text = number(factor * summary["mean"], decimals)
-    return text if summary["se"] is None else f"{text} ± {number(factor * summary['se'], decimals)}"
+    score = SCORES[metric]
+    text = number(score.factor * summary["mean"], score.decimals)
+    return text if summary["se"] is None else f"{text} ± {number(score.factor * summary['se'], score.decimals)}"
 
 
 def difference(paired: dict[str, Any], metric: str) -> str:
@@ -77,11 +110,11 @@ def difference(paired: dict[str, Any], metric: str) -> str:
     Returns:
         Such as `+2.56 [+1.77, +3.34]*`.
     """
-    _, factor, _, decimals = SCORES[metric]
-    text = number(factor * paired["mean"], decimals, signed=True)
+    score = SCORES[metric]
+    text = number(score.factor * paired["mean"], score.decimals, signed=True)
     if paired["low"] is None:
         return text
-    low, high = (number(factor * paired[end], decimals, signed=True) for end in ("low", "high"))
+    low, high = (number(score.factor * paired[end], score.decimals, signed=True) for end in ("low", "high"))
     return f"{text} [{low}, {high}]{'*' if resolved(paired) else ''}"
 
 
@@ -95,8 +128,8 @@ def interval(paired: dict[str, Any], metric: str) -> str:
     Returns:
         Such as `1.77 to 3.34`.
     """
-    _, factor, _, decimals = SCORES[metric]
-    return " to ".join(number(factor * paired[end], decimals) for end in ("low", "high"))
+    score = SCORES[metric]
+    return " to ".join(number(score.factor * paired[end], score.decimals) for end in ("low", "high"))
 
 
 def resolved(paired: dict[str, Any]) -> bool:

@@ -37,8 +37,10 @@ from latephase.experiments.report.provenance import facts, provenance
 from latephase.experiments.report.sentences import (
     averaging,
     calibration,
+    capital,
     caution,
     controls,
+    families,
     headline,
     members,
 )
@@ -49,8 +51,10 @@ from latephase.experiments.report.tables import (
     other_differences_table,
     results_table,
     seeds_table,
+    throughput_table,
     validation_table,
 )
+from latephase.experiments.report.wording import wording
 
 
 def write_report(results: Path, page: Path) -> None:
@@ -107,7 +111,7 @@ def _overview(settings: list[dict[str, Any]]) -> Block:
     figures = []
     for setting in settings:
         name = f"overview-{slug(setting['name'])}"
-        figure = differences_figure(setting, name, limits) or scores_figure(setting, "accuracy", name)
+        figure = differences_figure(setting, name, limits) or scores_figure(setting, wording(setting).main, name)
         named = {"title": setting["title"], "caption": headline(setting)}
         figures.append(type(figure)(**{**vars(figure), **named}))
     return Figures(tuple(figures))
@@ -134,7 +138,7 @@ def _setting(setting: dict[str, Any], prefix: str, compared: bool, count: int) -
     if count > 1 or not compared:
         section.add(Text(headline(setting), "lead"))
     section.add(results_table(setting))
-    for part in (_accuracy, _controls, _members, _probabilities, _training):
+    for part in (_first, _controls, _members, _probabilities, _training, _samples):
         part(setting, prefix, section)
     return section.add(
         Part("Every number"),
@@ -146,15 +150,17 @@ def _setting(setting: dict[str, Any], prefix: str, compared: bool, count: int) -
     )
 
 
-def _accuracy(setting: dict[str, Any], prefix: str, section: Section) -> None:
-    section.add(Part("Accuracy"))
-    scores = scores_figure(setting, "accuracy", f"{prefix}accuracy")
+def _first(setting: dict[str, Any], prefix: str, section: Section) -> None:
+    """The score that matters first."""
+    words = wording(setting)
+    section.add(Part(capital(words.score.name)))
+    scores = scores_figure(setting, words.main, f"{prefix}{words.main}")
     against = differences_figure(setting, f"{prefix}differences")
     if against is None:
         section.add(Figures((scores,)))
         return
-    swa = averaging(setting)
-    section.add(Finding(headline(setting), (against, scores), (swa,) if swa else ()))
+    notes = tuple(sentence for sentence in (families(setting), averaging(setting)) if sentence)
+    section.add(Finding(headline(setting), (against, scores), notes))
 
 
 def _controls(setting: dict[str, Any], prefix: str, section: Section) -> None:
@@ -179,9 +185,9 @@ def _shown(section: Section, title: str, table: Table | None, sentence: str | No
 
 def _probabilities(setting: dict[str, Any], prefix: str, section: Section) -> None:
     section.add(Part("Probabilities"))
+    shown = [metric for metric in wording(setting).metrics[1:] if metric != "brier"]
     figures = (
-        scores_figure(setting, "nll", f"{prefix}nll"),
-        scores_figure(setting, "ece", f"{prefix}ece"),
+        *(scores_figure(setting, metric, f"{prefix}{metric}") for metric in shown),
         reliability_figure(setting, f"{prefix}reliability"),
     )
     sentence = calibration(setting)
@@ -190,17 +196,40 @@ def _probabilities(setting: dict[str, Any], prefix: str, section: Section) -> No
 
 def _training(setting: dict[str, Any], prefix: str, section: Section) -> None:
     section.add(Part("Training"), Figures((curves_figure(setting, f"{prefix}curves"),)))
+    section.add(throughput_table(setting))
+
+
+def _samples(setting: dict[str, Any], prefix: str, section: Section) -> None:
+    """What models of text write; plain and late-phase training at once, the others on demand."""
+    written = {name: m for name, m in setting["methods"].items() if m.get("sample")}
+    if not written:
+        return
+    first = next(iter(written.values()))["sample"]
+    section.add(
+        Part("Samples"),
+        Text(
+            f"What each model of the first seed writes on from the same beginning of the test text, each character drawn "
+            f"at temperature {first['temperature']:g} with seed {first['seed']}. A page of text tells models of these "
+            "sizes apart poorly; the numbers above do."
+        ),
+        Source("The beginning that they are given", first["prompt"], open=True),
+    )
+    shown = ("base", wording(setting).late)
+    for name, values in written.items():
+        section.add(Source(f"Written by {values['label']}", values["sample"]["text"], open=name in shown))
 
 
 def _setup(setting: dict[str, Any]) -> str:
-    images, batches, data = setting["images"], setting["minibatches"], setting["recipe"]["data"]
-    seeds = len(setting["seeds"])
+    recipe, words, batches = setting["recipe"], wording(setting), setting["minibatches"]
+    sizes, data, seeds = setting[words.samples], recipe["data"], len(setting["seeds"])
+    of_text = words.samples == "characters"
+    source = data["train"] or ("text that comes with Python" if of_text else data["name"])
+    rows = f" \u00d7 {recipe['text']['length']} characters" if of_text else ""
     return (
-        f"{data['train'] or data['name']} · "
-        f"{images['train']:,} training, {images['validation']:,} validation and {images['test']:,} test images, "
-        f"{images['classes']} classes · {setting['recipe']['model']['name']} · "
-        f"{setting['recipe']['training']['epochs']} epochs, {batches['each_run']:,} minibatches of "
-        f"{setting['recipe']['training']['batch_size']} · {seeds} seed{'s' if seeds > 1 else ''}"
+        f"{source} · {sizes['train']:,} training, {sizes['validation']:,} validation and {sizes['test']:,} test "
+        f"{words.samples}, {sizes['classes']} {'distinct' if of_text else 'classes'} · {recipe['model']['name']} · "
+        f"{recipe['training']['epochs']} epochs, {batches['each_run']:,} minibatches of "
+        f"{recipe['training']['batch_size']}{rows} · {seeds} seed{'s' if seeds > 1 else ''}"
     )
 
 

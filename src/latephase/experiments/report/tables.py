@@ -8,9 +8,7 @@ from typing import Any
 from latephase.experiments.report.document import Table
 from latephase.experiments.report.looks import group_of, in_groups
 from latephase.experiments.report.numbers import MINUS, SCORES, difference, duration, labelled, mean, number
-
-_HEADS = tuple(f"{name}, %" if unit == "%" else name for name, _, unit, _ in SCORES.values())
-
+from latephase.experiments.report.wording import wording
 
 def results_table(setting: dict[str, Any]) -> Table:
     """Every method's scores and its differences to base and SWA.
@@ -21,28 +19,36 @@ def results_table(setting: dict[str, Any]) -> Table:
     Returns:
         The table.
     """
-    methods = setting["methods"]
+    methods, words = setting["methods"], wording(setting)
+    first, *others = words.metrics
     against = [other for other in ("base", "swa") if any(other in m["against"] for m in methods.values())]
-    minus = [f"{MINUS} {methods[other]['label']}, points" for other in against]
+    unit = ", points" if words.score.gap == "points" else ""
+    minus = [f"{MINUS} {methods[other]['label']}{unit}" for other in against]
     rows = []
     for name in in_groups(methods):
         values = methods[name]
-        cells = [labelled(values), mean(values["test"]["accuracy"], "accuracy")]
-        cells += [_difference(values["against"].get(other, {}).get("accuracy"), "accuracy") for other in against]
-        cells += [mean(values["test"][metric], metric) for metric in ("nll", "ece", "brier")]
+        cells = [labelled(values), mean(values["test"][first], first)]
+        cells += [_difference(values["against"].get(other, {}).get(first), first) for other in against]
+        cells += [mean(values["test"][metric], metric) for metric in others]
         rows.append(cells)
     several = len(setting["seeds"]) > 1
+    units = (
+        "NLL in nats, Brier 0 to 2, both lower is better. "
+        if "nll" in others
+        else "Brier 0 to 2; of all scores but accuracy lower is better. "
+    )
     note = (
-        f"Mean ± standard error over seeds. NLL in nats, Brier 0 to 2, both lower is better. "
+        f"Mean ± standard error over seeds. {units}"
         f"{'In brackets 95% intervals of differences paired by seed; a star: it excludes zero. ' if against else ''}"
         if several
-        else "NLL in nats, Brier 0 to 2, both lower is better. "
+        else units
     )
-    return _table("Test scores", ["method", "accuracy, %", *minus, "NLL", "ECE, %", "Brier"], rows, setting, note)
+    heads = ["method", words.score.head, *minus, *_heads(others)]
+    return _table("Test scores", heads, rows, setting, note)
 
 
 def other_differences_table(setting: dict[str, Any]) -> Table | None:
-    """The differences in negative log-likelihood, calibration and Brier score.
+    """The differences in the scores that do not matter first, such as calibration and Brier score.
 
     Args:
         setting: A setting of results.json.
@@ -50,13 +56,14 @@ def other_differences_table(setting: dict[str, Any]) -> Table | None:
     Returns:
         The table; None if there is nothing to compare with.
     """
+    others = wording(setting).metrics[1:]
     rows = [
         [f"{values['label']} {MINUS} {setting['methods'][other]['label']}"]
-        + [_difference(paired[metric], metric) for metric in ("nll", "ece", "brier")]
+        + [_difference(paired[metric], metric) for metric in others]
         for values in setting["methods"].values()
         for other, paired in values["against"].items()
     ]
-    heads = ["difference", "NLL", "ECE, points", "Brier"]
+    heads = ["difference", *(SCORES[metric].gap_head for metric in others)]
     return _table("Differences in the other scores", heads, rows, setting, folded=True) if rows else None
 
 
@@ -69,14 +76,13 @@ def contrasts_table(setting: dict[str, Any]) -> Table | None:
     Returns:
         The table; None without controls.
     """
-    methods = setting["methods"]
+    methods, words = setting["methods"], wording(setting)
     rows = [
-        [f"{methods[c['method']]['label']} {MINUS} {methods[c['control']]['label']}", _difference(c, "accuracy")]
+        [f"{methods[c['method']]['label']} {MINUS} {methods[c['control']]['label']}", _difference(c, words.main)]
         for c in setting["contrasts"]
     ]
-    return (
-        _table("Late-phase against its controls", ["difference", "accuracy, points"], rows, setting) if rows else None
-    )
+    heads = ["difference", words.score.gap_head]
+    return _table("Late-phase against its controls", heads, rows, setting) if rows else None
 
 
 def members_table(setting: dict[str, Any]) -> Table | None:
@@ -88,7 +94,7 @@ def members_table(setting: dict[str, Any]) -> Table | None:
     Returns:
         The table; None if no method has members.
     """
-    rows = []
+    rows, metrics = [], wording(setting).metrics
     for values in setting["methods"].values():
         if values["ensemble"] is None:
             continue
@@ -98,8 +104,8 @@ def members_table(setting: dict[str, Any]) -> Table | None:
             (f"{label}: ensemble of the members' predictions", values["ensemble"]),
             (f"{label}: mean member", values["member_mean"]),
         ]
-        rows += [[name, *(mean(s[metric], metric) for metric in SCORES)] for name, s in named if s is not None]
-    return _table("The model and its members", ["model", *_HEADS], rows, setting) if rows else None
+        rows += [[name, *(mean(s[metric], metric) for metric in metrics)] for name, s in named if s is not None]
+    return _table("The model and its members", ["model", *_heads(metrics)], rows, setting) if rows else None
 
 
 def cost_table(setting: dict[str, Any]) -> Table:
@@ -131,33 +137,70 @@ def seeds_table(setting: dict[str, Any]) -> Table:
     Returns:
         The table.
     """
-    rows = []
+    rows, words = [], wording(setting)
     for values in setting["methods"].values():
         for i, seed in enumerate(setting["seeds"]):
             scores = values["by_seed"]
-            cells = [
-                number(factor * scores[metric][i], decimals) for metric, (_, factor, _, decimals) in SCORES.items()
-            ]
+            cells = [_value(scores[metric][i], metric) for metric in words.metrics]
             rows.append([f"{values['label']}, seed {seed}", *cells])
-    return _table("Every run", ["run", *_HEADS], rows, setting, folded=True)
+    return _table("Every run", ["run", *_heads(words.metrics)], rows, setting, folded=True)
 
 
 def validation_table(setting: dict[str, Any]) -> Table | None:
-    """Every method's scores on the validation images.
+    """Every method's scores on the validation data.
 
     Args:
         setting: A setting of results.json.
 
     Returns:
-        The table; None without validation images.
+        The table; None without validation data.
     """
+    words = wording(setting)
     rows = [
-        [values["label"], *(mean(values["validation"][metric], metric) for metric in SCORES)]
+        [values["label"], *(mean(values["validation"][metric], metric) for metric in words.metrics)]
         for values in setting["methods"].values()
         if values["validation"] is not None
     ]
-    heads = ["method", *_HEADS]
-    return _table("Scores on the validation images", heads, rows, setting, folded=True) if rows else None
+    heads, title = ["method", *_heads(words.metrics)], f"Scores on the validation {words.held_out}"
+    # Images are scored on thousands of them; of a text, validation is what everything was chosen by, and shown openly.
+    return _table(title, heads, rows, setting, folded=words.samples == "images") if rows else None
+
+
+def throughput_table(setting: dict[str, Any]) -> Table | None:
+    """How many characters a second each training had, beside plain training.
+
+    Args:
+        setting: A setting of results.json.
+
+    Returns:
+        The table; None for images, or where nothing was timed.
+    """
+    methods, words = setting["methods"], wording(setting)
+    trained = {m["reads"]: m for m in methods.values() if m.get("per_second")}
+    if words.samples == "images" or not trained:
+        return None
+    plain = trained.get("base")
+    rows = []
+    for values in trained.values():
+        rate = values["per_second"]
+        ratio = "" if plain is None else number(rate["mean"] / plain["per_second"]["mean"], 2)
+        error = "" if rate["se"] is None else f" ± {rate['se']:,.0f}"
+        rows.append([values["training"], f"{rate['mean']:,.0f}{error}", ratio])
+    note = (
+        "Characters trained on in a second of each method's own part of the training, evaluations on the way included. "
+        "These are the times of runs that shared the machine with one another: good for what a study takes, too coarse "
+        "for a few percent."
+    )
+    return _table("Throughput", ["training", "characters per second", "ratio to base"], rows, setting, note)
+
+
+def _heads(metrics: Sequence[str]) -> list[str]:
+    return [SCORES[metric].head for metric in metrics]
+
+
+def _value(value: float, metric: str) -> str:
+    score = SCORES[metric]
+    return number(score.factor * value, score.decimals)
 
 
 def _difference(paired: dict[str, Any] | None, metric: str) -> str:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.console import results_console
-from latephase.experiments.report.numbers import MINUS, difference, duration, mean
+from latephase.experiments.report.numbers import MINUS, SCORES, difference, duration, mean
 from latephase.experiments.report.sentences import findings, headline
+from latephase.experiments.report.wording import wording
 
 _Column = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -51,16 +52,16 @@ def _said(setting: dict[str, Any]) -> Table:
 
 
 def _tables(setting: dict[str, Any], wide: bool) -> list[Table]:
-    """One table, or on a narrow terminal two: accuracy and its differences, then the other scores."""
-    methods = setting["methods"]
+    """One table, or on a narrow terminal two: the first score and its differences, then the other scores."""
+    methods, words = setting["methods"], wording(setting)
+    unit = f", {words.score.gap}" if words.score.gap == "points" else ""
     against = [other for other in ("base", "swa") if any(other in m["against"] for m in methods.values())]
-    first: list[_Column] = [("accuracy %", lambda m: mean(m["test"]["accuracy"], "accuracy"))]
-    first += [(f"{MINUS} {methods[other]['label']}, points", partial(_against, other)) for other in against]
+    first: list[_Column] = [(_head(words.main), lambda m: mean(m["test"][words.main], words.main))]
+    first += [(f"{MINUS} {methods[other]['label']}{unit}", partial(_against, other, words.main)) for other in against]
+    percent = " %" if words.score.unit == "%" else ""
     second: list[_Column] = [
-        ("NLL", lambda m: mean({**m["test"]["nll"], "se": None}, "nll")),
-        ("ECE %", lambda m: mean({**m["test"]["ece"], "se": None}, "ece")),
-        ("Brier", lambda m: mean({**m["test"]["brier"], "se": None}, "brier")),
-        ("ensemble %", lambda m: _part(m, "ensemble")),
+        *((_head(metric), partial(_part, "test", metric)) for metric in words.metrics[1:]),
+        (f"ensemble{percent}", partial(_part, "ensemble", words.main)),
         ("time", lambda m: duration(sum(m["seconds"][part]["mean"] for part in ("shared", "own", "evaluation")))),
     ]
     tables = []
@@ -76,9 +77,14 @@ def _tables(setting: dict[str, Any], wide: bool) -> list[Table]:
     return tables
 
 
-def _against(other: str, method: dict[str, Any]) -> str:
-    return difference(method["against"][other]["accuracy"], "accuracy") if other in method["against"] else ""
+def _head(metric: str) -> str:
+    score = SCORES[metric]
+    return f"{score.name} %" if score.unit == "%" else score.name
 
 
-def _part(method: dict[str, Any], part: str) -> str:
-    return "" if method[part] is None else mean({**method[part]["accuracy"], "se": None}, "accuracy")
+def _against(other: str, metric: str, method: dict[str, Any]) -> str:
+    return difference(method["against"][other][metric], metric) if other in method["against"] else ""
+
+
+def _part(part: str, metric: str, method: dict[str, Any]) -> str:
+    return "" if method[part] is None else mean({**method[part][metric], "se": None}, metric)
