@@ -237,6 +237,7 @@ def test_tensors_numbers_and_losses_that_are_not_finite() -> None:
         ({"members": 2, "total": 0}, "total: 0"),
         ({"members": 2, "total": True}, "total: True"),
         ({"members": 2, "min_rounds": -1}, r"min_rounds: -1.*at least 0"),
+        ({"members": 2, "per_epoch": 0}, "per_epoch: 0"),
     ],
 )
 def test_bad_arguments(arguments: dict, words: str) -> None:
@@ -252,6 +253,8 @@ def test_bad_arguments(arguments: dict, words: str) -> None:
         ((1.0, math.nan), "lr is nan"),
         ((1.0, 0.1, -1.0), r"gradient_noise is -1\.0"),
         ((1.0, None, 1.0), "gradient_noise needs lr"),
+        ((1.0, 0.1, None, 1.0), "gradient_signal = 1.0 needs"),
+        ((1.0, 0.1, 1.0, math.inf), "gradient_signal = inf needs"),
     ],
 )
 def test_bad_updates_change_nothing(arguments: tuple, words: str) -> None:
@@ -287,6 +290,91 @@ def test_a_fit_to_a_rising_or_constant_loss_has_no_progress() -> None:
     for slope in (0.0, 1e-3):
         found = fit([Bin(5, 1 + slope * t, 0.01, float(t), 1.0) for t in range(1, 40)])
         assert found.evidence < 1e-6
+
+
+# Gradients
+
+
+def balanced(signal: StartSignal, ratio, losses) -> StartSignal:
+    """The signal after falling losses and gradients whose square is `ratio(t)` times their sampling noise."""
+    for t, loss in enumerate(losses):
+        noise = signal_ = None
+        if signal.wants_gradients:
+            noise, signal_ = 3.0, 3.0 * ratio(t) / 50
+        if signal.update(float(loss), 0.1, noise, signal_):
+            break
+    return signal
+
+
+FALLING = [2.0 - 1e-3 * t for t in range(1000)]
+
+
+def test_members_start_when_half_of_the_training_gradient_is_sampling_noise() -> None:
+    # Over the last doubling the mean of 4 - t/100 is 2 at about t = 270.
+    signal = balanced(StartSignal(5, 2000, per_epoch=50), lambda t: 4 - t / 100, FALLING)
+    assert signal.reason == "gradients"
+    assert 240 <= signal.started <= 330
+    assert signal.estimate.balance <= 2
+
+
+@pytest.mark.parametrize("per_epoch", [None, 50])
+def test_gradients_that_stand_out_of_their_noise_start_nothing(per_epoch: int | None) -> None:
+    signal = balanced(StartSignal(5, 2000, per_epoch=per_epoch), lambda t: 2.5, FALLING)
+    assert signal.started is None
+    if per_epoch is None:
+        assert not signal.wants_gradients
+
+
+def test_gradients_are_not_listened_to_in_the_first_twentieth() -> None:
+    signal = balanced(StartSignal(5, 4000, per_epoch=50), lambda t: 0.0, FALLING)
+    assert 200 <= signal.started <= 240
+
+
+@pytest.mark.parametrize("cut", [3, 60, 250])
+def test_gradients_are_saved_and_resumed(cut: int) -> None:
+    expected = balanced(StartSignal(5, 2000, per_epoch=50), lambda t: 4 - t / 100, FALLING)
+    first, second = (StartSignal(5, 2000, per_epoch=50) for _ in range(2))
+    balanced(first, lambda t: 4 - t / 100, FALLING[:cut])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    balanced(second, lambda t: 4 - (t + cut) / 100, FALLING[cut:])
+    assert second.state_dict() == expected.state_dict()
+
+
+def test_gradients_are_wanted_less_and_less_often() -> None:
+    signal = StartSignal(5, 100_000, per_epoch=50)
+    wanted = []
+    for t in range(6000):
+        noise = None
+        if signal.wants_gradients:
+            wanted.append(t)
+            noise = 1.0
+        signal.update(3.0, 0.1, noise, noise)
+    for n in (500, 1000, 2500):
+        assert 22 <= sum(n <= t < 2 * n for t in wanted) <= 26
+
+
+def test_statistics_of_gradients_are_unbiased() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = [torch.tensor([0.5, -1.0]), torch.tensor([[2.0]])]
+    scale = [0.3, 2.0]
+    pairs = [
+        [
+            [m + s * torch.randn(m.shape, generator=generator) for m, s in zip(mean, scale, strict=True)]
+            for _ in range(2)
+        ]
+        for _ in range(4000)
+    ]
+    noise, signal = torch.tensor([latephase.gradient_statistics(*pair) for pair in pairs]).T
+    for values, truth in ((noise, 2 * 0.3**2 + 2.0**2), (signal, 0.5**2 + 1 + 4)):
+        assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize(
+    "pair", [([], []), ([None], [None]), ([torch.ones(2)], [torch.ones(3)]), ([torch.ones(2)], [])]
+)
+def test_gradients_that_are_not_of_one_model_are_refused(pair: tuple) -> None:
+    with pytest.raises(LatePhaseValueError, match="gradients of one model"):
+        latephase.gradient_statistics(*pair)
 
 
 # Small runs
