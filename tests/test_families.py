@@ -9,7 +9,8 @@ from torch import nn
 
 import latephase
 from cases import EVERY, FACTORED, Case, assert_same, run, tensors, train
-from latephase import Full, Head, Hypernetwork, Normalization, Parameters, RankOne
+from latephase import Full, Head, Hypernetwork, LoRA, Normalization, Parameters, RankOne
+from zoo import GemmaRMSNorm, LlamaRMSNorm, T5LayerNorm
 
 
 @pytest.mark.parametrize("case", EVERY, ids=str)
@@ -48,6 +49,9 @@ class OwnNorm(nn.Module):
         (nn.InstanceNorm2d(4, affine=True), ["0.weight", "0.bias"]),
         (nn.RMSNorm(4), ["0.weight"]),
         (OwnNorm(), ["0.weight"]),
+        (LlamaRMSNorm(4), ["0.weight"]),
+        (T5LayerNorm(4, bias=True), ["0.weight", "0.bias"]),
+        (GemmaRMSNorm(4), ["0.weight"]),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
 )
@@ -56,10 +60,63 @@ def test_norm_covers_every_kind_of_norm(layer: nn.Module, expected: list[str]) -
     assert late_names(nn.Sequential(layer, nn.Linear(4, 2)), Normalization()) == expected
 
 
+@pytest.mark.parametrize("make", [LlamaRMSNorm, GemmaRMSNorm, nn.RMSNorm, nn.LayerNorm])
+def test_the_average_of_a_norms_weights_is_the_average_of_its_outputs(make) -> None:
+    """Also where the scale is one plus the weight: the output is linear in both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), make(4), nn.Linear(4, 3)).double()
+    late = latephase.LatePhase(model, 3, ["norm"])
+    optimizer = late.optimizer(torch.optim.SGD(model.parameters(), lr=0.5))
+    late.start()
+    for _ in range(7):
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.randn(6, 5).double()), torch.arange(6) % 3).backward()
+        optimizer.step()
+    x = torch.randn(4, 4).double()
+    outputs = []
+    for k in range(3):
+        with late.member(k):
+            outputs.append(model[1](x).detach())
+    assert not torch.allclose(outputs[0], outputs[1])
+    model.eval()
+    torch.testing.assert_close(model[1](x).detach(), torch.stack(outputs).mean(0), rtol=0, atol=1e-14)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["norm", "rank-one", "lora"])
+@pytest.mark.parametrize("kind", ["Llama", "Gemma"])
+def test_language_models_of_hugging_face_keep_their_keys_and_their_tie(kind: str, family: str) -> None:
+    library = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(library, f"{kind}Config")(
+        vocab_size=32, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True, **sizes
+    )
+    torch.manual_seed(0)
+    model = getattr(library, f"{kind}ForCausalLM")(config).double()
+    keys, parameters = list(model.state_dict()), [name for name, _ in model.named_parameters()]
+    late = latephase.LatePhase(model, 2, [family])
+    optimizer = late.optimizer(torch.optim.AdamW(model.parameters(), lr=0.01))
+    late.start()
+    tokens = torch.randint(32, (3, 6))
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    output = model.eval()(input_ids=tokens).logits.detach()
+    assert list(model.state_dict()) == keys
+    late.collapse()
+    torch.testing.assert_close(model(input_ids=tokens).logits, output, rtol=1e-10, atol=1e-10)
+    assert [name for name, _ in model.named_parameters()] == parameters
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def test_names_and_objects_mean_the_same() -> None:
     for name, family in (("norm", Normalization()), ("head", Head()), ("full", Full()), ("rank-one", RankOne())):
         assert late_names(Case().plain(), name) == late_names(Case().plain(), family)
     assert late_names(Case().plain(), "hypernetwork") == late_names(Case().plain(), Hypernetwork())
+    wide = Case("transformer")
+    assert late_names(wide.plain(), "lora") == late_names(wide.plain(), LoRA(8))
     assert latephase.LatePhase(Case().plain(), weights="norm").late_names() == late_names(Case().plain(), "norm")
     defaults = latephase.LatePhase(Case().plain())
     assert defaults.members == 10

@@ -1,4 +1,4 @@
-"""Factors beside recurrent, attention and embedding weights: composed once a pass, for the kernels that torch uses."""
+"""Factors beside recurrent weights: composed once a pass, for the kernels that torch uses."""
 
 import copy
 import warnings
@@ -61,9 +61,6 @@ def train(model, optimizer, data) -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-
-
-# Recurrent modules
 
 
 @pytest.mark.parametrize("make", RECURRENT)
@@ -286,7 +283,7 @@ def test_a_compiled_model_is_the_eager_one(make) -> None:
     assert_same(outcome[1], outcome[0], 1e-13)
 
 
-def test_weight_norm_and_quantised_modules_are_refused_by_name() -> None:
+def test_a_foreign_parametrization_is_refused_by_name() -> None:
     model = reader(lambda: nn.LSTM(4, 5))
     nn.utils.parametrizations.weight_norm(model.recurrent, "weight_hh_l0")
     with pytest.raises(LatePhaseValueError, match=r"recurrent\.weight_hh_l0.*parametrization"):

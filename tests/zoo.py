@@ -168,6 +168,34 @@ class Decoder(nn.Module):
         return self.lm_head(self.norm(self.block(self.embed(tokens)))).mean(1)
 
 
+class RootMeanSquare(nn.Module):
+    """The norm of Hugging Face's language models: a scale, sometimes as its distance from one, sometimes a shift."""
+
+    def __init__(self, width: int, centred: bool = False, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width) if centred else torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.centred = centred
+
+    def forward(self, x: Tensor) -> Tensor:
+        normal = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        scaled = normal * (1 + self.weight if self.centred else self.weight)
+        return scaled if self.bias is None else scaled + self.bias
+
+
+class LlamaRMSNorm(RootMeanSquare):
+    """Known to the library by its class's name alone, as are the others."""
+
+
+class T5LayerNorm(RootMeanSquare):
+    pass
+
+
+class GemmaRMSNorm(RootMeanSquare):
+    def __init__(self, width: int) -> None:
+        super().__init__(width, centred=True)
+
+
 MODELS = {
     "bn_cnn": bn_cnn,
     "wrn_10_1": WideResNet,
