@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from latephase import cli, nqp
 from latephase.experiments.models import SmallCNN
 from latephase.experiments.real_network import quadratic as model_of
 from latephase.experiments.real_network.figures import standalone
+from latephase.experiments.real_network.findings import headline
 from latephase.experiments.real_network.measure import draw, run
 from latephase.experiments.real_network.objective import Objective, flat_weights, of_model
+from latephase.experiments.real_network.page import report, table
 from latephase.experiments.real_network.schemes import late_weights, schemes
 from latephase.experiments.real_network.setting import Setting
 from latephase.experiments.real_network.study import noise_and_place
+from latephase.experiments.report.document import Points, Table, Text
 
 MEMBERS, BATCH = 3, 4
 
@@ -113,8 +117,8 @@ def test_flat_and_negative_directions_follow_the_slope():
 
 
 def test_derivatives_equal_finite_differences(network):
-    _, inputs, labels, objective = network
-    weights = flat_weights(network[0])
+    model, _, _, objective = network
+    weights = flat_weights(model)
     hessian, step = objective.hessian(weights), 1e-6
     assert torch.equal(hessian, hessian.T)
     for i in range(0, len(weights), 9):
@@ -127,8 +131,8 @@ def test_derivatives_equal_finite_differences(network):
 
 
 def test_linear_gradients_keep_each_minibatchs_hessian(network):
-    _, inputs, labels, objective = network
-    centre = flat_weights(network[0])
+    model, _, _, objective = network
+    centre = flat_weights(model)
     direction = torch.linspace(-1, 1, len(centre), dtype=torch.float64)
     index = torch.tensor([[0, 3, 3], [1, 2, 5]])
     linear = objective.linear_gradients(centre)
@@ -172,6 +176,42 @@ def test_members_train_as_the_library_trains_them(network, name, base_gradient):
     assert (first - average).abs().max() > 1e-4
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def committed():
+    folder = ROOT / "results" / "real-network"
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def test_the_theory_page_shows_the_committed_run(committed):
+    text = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    section = text.split("## 5. A real network")[1].split("\n## ")[0]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert shown[2:] == [list(row[:6]) for row in table(committed["noisy"]).rows]
+    printed = []
+    for results in committed.values():
+        document = report(results)
+        sentences = [block.sentences for block in document.blocks() if isinstance(block, Points)]
+        cells = [row for block in document.blocks() if isinstance(block, Table) for row in block.rows]
+        printed += [headline(results), *(text for group in (*sentences, *cells) for text in group)]
+        printed += [block.text for block in document.blocks() if isinstance(block, Text)]
+    numbers = set(re.findall(r"\d+\.\d+", " ".join(printed)))
+    prose = "\n".join(line for line in section.splitlines() if line[:1] != "|")
+    mentioned = re.findall(r"\d+\.\d+", prose)
+    assert len(mentioned) >= 8
+    assert not [value for value in mentioned if value not in numbers]
+
+
+def test_results_readme_shows_the_committed_runs(committed):
+    text = (ROOT / "results" / "real-network" / "README.md").read_text(encoding="utf-8")
+    for results in committed.values():
+        assert results["command"] in text
+        for row in table(results).rows:
+            assert "| " + " | ".join(row[:6]) + " |" in text
+
+
 SMALL = {
     "images": 40, "width": 1, "depth": 1, "warm_up": 20, "settling": 8, "descent": 3, "minibatches": 40, "members": 2,
     "replicas": 3,
@@ -206,7 +246,8 @@ def test_page_needs_nothing_but_itself(folder):
     assert all(link.startswith(("#", "data:")) for link in links)
     assert "<script" not in page
     figure = (folder / "loss-curves.svg").read_text()
-    assert figure.startswith("<svg") and "--series-0" in figure
+    assert figure.startswith("<svg")
+    assert "--series-0" in figure
     assert figure == standalone(re.search(r"<svg role.*?</svg>\n", page, re.DOTALL)[0])
 
 
