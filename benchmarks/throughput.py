@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 import latephase
 from environment import environment
 from latephase.experiments.models.wide_resnet import WideResNet
+from memory import parked_bytes, peak_bytes, resident_bytes
 from paired import Ratio, compare
 
 CLASSES = 10
@@ -70,39 +70,6 @@ class Training:
             self.step()
 
 
-def peak_bytes(training: Training) -> int:
-    """Peak of the memory that a round allocates, above what stands before it: profiler's bytes, not the process's."""
-    if training.batches[0][0].is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        training.round()
-        return torch.cuda.max_memory_allocated()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        training.round()
-    level = peak = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            level += event.nbytes()
-            peak = max(peak, level)
-    return peak
-
-
-def resident_bytes(training: Training) -> int:
-    """Bytes of parameters, buffers, optimizer state and parked members."""
-    tensors = [*training.model.parameters(), *training.model.buffers()]
-    tensors += [t for state in training.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def parked_bytes(training: Training) -> int:
-    """Bytes of the members' values and optimizer states, beyond those of the one in the model."""
-    late = training.late.state_dict()
-    values = sum(t.numel() * t.element_size() for t in late["values"].values())
-    states = [
-        t for part in late["optimizers"] for member in part["states"] for s in member.values() for t in s.values()
-    ]
-    return values + sum(t.numel() * t.element_size() for t in states if torch.is_tensor(t))
-
-
 def evaluation(options: argparse.Namespace, plain: nn.Module, collapsed: nn.Module, pairs: int) -> Ratio:
     """The collapsed model's forward pass against the plain model's."""
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
@@ -149,14 +116,15 @@ def main() -> None:
     late, frugal = Training(options, "late-phase"), Training(options, "late-phase, in place")
     for training in (late, frugal):
         training.round()
-    peaks = [peak_bytes(training) for training in (plain, late, frugal)]
-    resident = resident_bytes(plain)
+    device = torch.device(options.device)
+    peaks = [peak_bytes(training.round, device) for training in (plain, late, frugal)]
+    resident = resident_bytes(plain.model, plain.optimizer)
     gradients = sum(p.numel() * p.element_size() for p in late.late.base_parameters())
     memory = {
         "plain": resident + peaks[0],
-        "late-phase": resident + peaks[1] + parked_bytes(late),
-        "late-phase, in place": resident + peaks[2] + parked_bytes(frugal),
-        "parked members": parked_bytes(late),
+        "late-phase": resident + peaks[1] + parked_bytes(late.late),
+        "late-phase, in place": resident + peaks[2] + parked_bytes(frugal.late),
+        "parked members": parked_bytes(late.late),
         "base gradients": gradients,
     }
     memory["late-phase without parked members and one copy of the base gradients / plain"] = (
