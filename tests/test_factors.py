@@ -112,6 +112,37 @@ def test_embeddings_take_part_by_type_or_name() -> None:
     assert list(RankOne(names="*").targets(model)) == ["0.weight", "1.weight"]
 
 
+def test_nothing_but_a_tied_table_is_nothing_by_default() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    model[1].weight = model[0].weight
+    with pytest.raises(LatePhaseValueError, match=r"matches nothing.* 0, 1 .*tied.*by name"):
+        attach(model)
+
+
+class Conv1D(nn.Module):
+    """The linear layer of GPT-2 in Hugging Face's library: its weight is (in, out)."""
+
+    def __init__(self, outer: int, inner: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inner, outer)), nn.Parameter(torch.zeros(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize("family", [RankOne(), latephase.LoRA(2)])
+def test_the_transposed_linear_layer_of_hugging_face_is_known_by_its_name(family) -> None:
+    model = nn.Sequential(Conv1D(5, 4), nn.Tanh(), Conv1D(CLASSES, 5))
+    x = torch.randn(6, 4)
+    before = model(x)
+    late, optimizer = attach(model, family)
+    assert {name.partition(".")[0] for name in late.late_names()} == {"0", "2"}
+    assert torch.equal(model(x), before)
+    late.start()
+    train(model, optimizer, [(x, torch.arange(6) % CLASSES)] * 4)
+    late.collapse(check=x)
+
+
 @pytest.mark.parametrize("family", [RankOne, lambda **kw: latephase.LoRA(2, targets=kw["names"])])
 def test_an_embeddings_padding_stays(family) -> None:
     torch.manual_seed(0)

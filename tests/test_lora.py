@@ -225,6 +225,19 @@ def test_evaluation_leaves_the_base_weights_as_they_were() -> None:
     assert_same(outcome[1], outcome[0])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_deepcopy_is_the_averaged_model_and_goes_its_own_way(training: bool) -> None:
+    case = Case("decoder", "lora")
+    model, _, _ = run(case, 5)
+    twin = copy.deepcopy(model.train(training))
+    (batch,) = case.batches(1, first=40)
+    expected = model.eval()(batch[0])
+    assert torch.equal(twin.eval()(batch[0]), expected)
+    train(case, twin.train(), torch.optim.SGD(twin.parameters(), lr=0.5), case.batches(3))
+    assert torch.equal(model(batch[0]), expected)
+    assert not torch.allclose(twin.eval()(batch[0]), expected)
+
+
 @pytest.mark.parametrize("evaluating", [False, True])
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_saved_in_any_mode_and_resumed_is_uninterrupted(case: Case, evaluating: bool) -> None:

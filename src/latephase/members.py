@@ -171,6 +171,8 @@ class Members:
             shared = self._kept if self.content == AVERAGE else []
         for tensor, value in zip(self.shared, shared, strict=False):
             tensor.copy_(value)
+        if content != AVERAGE:
+            self._kept = []
         self.content = content
         self.version += 1
         self._seen = self._versions()

@@ -284,7 +284,8 @@ class LatePhase:
             The model's outputs for all samples, in the order of the batch.
 
         Raises:
-            LatePhaseError: in the middle of a loop round, twice before a step, in eval mode, or over ranks.
+            LatePhaseError: in the middle of a loop round, twice before a step, in eval mode, over ranks, or with a
+                module that `torch.vmap` cannot run, such as `nn.LSTM`.
             LatePhaseValueError: a batch that cannot be split into K equal minibatches.
         """
         mean = choice("reduction", reduction, ("mean", "sum")) == "mean"

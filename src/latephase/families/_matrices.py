@@ -36,6 +36,12 @@ def check_kinds(family: str, types: Sequence[object]) -> None:
             raise LatePhaseValueError(f"{family}({shown}): supported are {listing(t.__name__ for t in KINDS)}")
 
 
+def _has_matrices(module: nn.Module) -> bool:
+    # The linear layer of Hugging Face's GPT-2 and its kin, known by its name: it stores its weight as (in, out).
+    linear = type(module).__name__ == "Conv1D" and getattr(module._parameters.get("weight"), "ndim", 0) == 2
+    return linear or isinstance(module, KINDS)
+
+
 def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """The weights of one module: dotted name of their owner, the owner, their own name."""
     if isinstance(module, nn.RNNBase):
@@ -55,7 +61,7 @@ def matrices(
     Args:
         model: the user's model.
         family: for error messages, what was asked for: "RankOne(names=...)".
-        types: kinds of modules; none given means all, but embeddings only by name.
+        types: kinds of modules; none given means all, with Hugging Face's Conv1D, but embeddings only by name.
         names: `fnmatch` patterns over dotted names of modules; None takes all of the types.
 
     Returns:
@@ -64,7 +70,7 @@ def matrices(
     Raises:
         LatePhaseValueError: nothing matches, or a weight cannot be trained beside factors.
     """
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, types or KINDS)}
+    modules = {n: m for n, m in model.named_modules() if (isinstance(m, types) if types else _has_matrices(m))}
     chosen = {n: m for n, m in modules.items() if names is None or any(fnmatchcase(n, pattern) for pattern in names)}
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     tables = {p for m in embeddings for p in m.parameters(recurse=False)} if not types and names is None else set()
@@ -83,7 +89,8 @@ def matrices(
                 found.append(weight)
     if not found:
         kinds = "/".join(t.__name__ for t in types or KINDS)
-        raise LatePhaseValueError(f"{family} matches nothing; the {kinds} modules are {listing(modules)}")
+        hint = " (embeddings, and what is tied to one, take part by name only)" if tables else ""
+        raise LatePhaseValueError(f"{family} matches nothing; the {kinds} modules are {listing(modules)}{hint}")
     wanted = set(found)
     for name, module in model.named_modules():
         for tensor, parameter in module._parameters.items():

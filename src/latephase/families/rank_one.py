@@ -46,8 +46,9 @@ class RankOne(Family):
 
     Args:
         types: which modules: `nn.Linear`, `nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, `nn.LSTM`, `nn.GRU`, `nn.RNN`,
-            `nn.MultiheadAttention`, `nn.Embedding`. The default is all of them but embeddings and what is tied to
-            one: to compose a whole table costs more than the rows that a minibatch reads.
+            `nn.MultiheadAttention`, `nn.Embedding`. The default is all of them, and Hugging Face's `Conv1D`, but not
+            embeddings and what is tied to one: to compose a whole table costs more than the rows that a minibatch
+            reads.
         names: `fnmatch` patterns over the dotted names of the modules, embeddings included; None takes every module of
             the types.
 
