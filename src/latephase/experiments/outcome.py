@@ -14,7 +14,12 @@ from latephase.evaluation import evaluate_members
 from latephase.experiments.checkpoints import write_text, write_whole
 from latephase.experiments.methods import parse_method
 from latephase.experiments.predictor import Predictor
+from latephase.experiments.text import as_text, generate
+from latephase.experiments.text_task import TextTask
 from latephase.experiments.trajectory import Trajectory
+
+# What a model of text is asked to write, and from how much of the test text.
+_PROMPT, _WRITTEN, _TEMPERATURE, _SEED = 200, 400, 0.8, 0
 
 
 def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_seconds: float) -> None:
@@ -69,6 +74,8 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
         "own": trajectory.seconds - shared_seconds,
         "evaluation": time.perf_counter() - begun,
     }
+    if isinstance(task, TextTask) and trajectory.seed == trajectory.recipe.seed and not predictor.ensemble:
+        result["sample"] = _sample(task, predictor)
     if trajectory.method.ensemble:
         save_model(folder / "ensemble.safetensors", trajectory.method.weights(trajectory))
     else:
@@ -108,6 +115,16 @@ def save_model(path: Path, state: dict[str, Tensor]) -> None:
     own = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     content = safetensors.torch.save(own, metadata={"format": "pt"})
     write_whole(path, lambda file: file.write(content))
+
+
+def _sample(task: TextTask, predictor: Predictor) -> dict[str, Any]:
+    """What the model writes on from the beginning of the test text, as text that is safe to show."""
+    prompt = task.corpus.decode(task.corpus.test.tokens(slice(_PROMPT)))
+    window = task.recipe.text.length
+    written = generate(
+        predictor.model, task.corpus, prompt, _WRITTEN, temperature=_TEMPERATURE, seed=_SEED, window=window
+    )
+    return {"prompt": as_text(prompt), "text": as_text(written), "temperature": _TEMPERATURE, "seed": _SEED}
 
 
 def _mean(scores: list[dict[str, float]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ class Score:
         decimals: Digits after the point.
         gap: The unit of a difference of two.
         more: Whether higher is better.
+        short: What it is called where there is little room; empty if its name is short.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Score:
     decimals: int
     gap: str = ""
     more: bool = False
+    short: str = ""
 
     @property
     def head(self) -> str:
@@ -39,7 +41,7 @@ class Score:
 
 SCORES = {
     "accuracy": Score("accuracy", 100.0, "%", 2, "points", more=True),
-    "bpc": Score("bits per character", 1.0, "", 4, "bits per character"),
+    "bpc": Score("bits per character", 1.0, "", 4, "bits per character", short="bpc"),
     "nll": Score("NLL", 1.0, "nats", 3),
     "ece": Score("ECE", 100.0, "%", 2, "points"),
     "brier": Score("Brier", 1.0, "", 4),

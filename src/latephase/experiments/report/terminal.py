@@ -16,6 +16,7 @@ from latephase.experiments.report.sentences import findings, headline
 from latephase.experiments.report.wording import wording
 
 _Column = tuple[str, Callable[[dict[str, Any]], str]]
+_WIDE, _GAP = 116, 2
 
 
 def print_results(results: dict[str, Any], folder: Path) -> None:
@@ -31,7 +32,7 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
         console.print()
         console.print(Text(setting["title"], style="bold"), Text(f"({seeds} seed{'s' if seeds > 1 else ''})"), end="")
         console.print()
-        for table in _tables(setting, wide=console.width >= 116):
+        for table in _tables(setting, console.width):
             console.print(table)
         if results["kind"] == "compare":
             console.print(_said(setting))
@@ -51,7 +52,7 @@ def _said(setting: dict[str, Any]) -> Table:
     return said
 
 
-def _tables(setting: dict[str, Any], wide: bool) -> list[Table]:
+def _tables(setting: dict[str, Any], width: int) -> list[Table]:
     """One table, or on a narrow terminal two: the first score and its differences, then the other scores."""
     methods, words = setting["methods"], wording(setting)
     unit = f", {words.score.gap}" if words.score.gap == "points" else ""
@@ -65,8 +66,8 @@ def _tables(setting: dict[str, Any], wide: bool) -> list[Table]:
         ("time", lambda m: duration(sum(m["seconds"][part]["mean"] for part in ("shared", "own", "evaluation")))),
     ]
     tables = []
-    for columns in [[*first, *second]] if wide else [first, second]:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for columns in _fitting([first, second], methods, width):
+        table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim")
         table.add_column("method")
         for title, _ in columns:
             table.add_column(title, justify="right", no_wrap=True)
@@ -77,9 +78,34 @@ def _tables(setting: dict[str, Any], wide: bool) -> list[Table]:
     return tables
 
 
+def _fitting(groups: list[list[_Column]], methods: dict[str, Any], width: int) -> list[list[_Column]]:
+    """The columns of each table: all in one if they fit, else each group in as many as it takes.
+
+    Names of methods may be wrapped, numbers not.
+    """
+    names = max(len(word) for method in methods.values() for word in method["label"].split())
+
+    def taken(columns: list[_Column]) -> int:
+        cells = [max(len(title), *(len(cell(m)) for m in methods.values())) for title, cell in columns]
+        return names + _GAP * (1 + len(cells)) + sum(cells)
+
+    whole = [column for group in groups for column in group]
+    if width >= _WIDE and taken(whole) <= width:
+        return [whole]
+    parts: list[list[_Column]] = []
+    for group in groups:
+        parts.append(group[:1])
+        for column in group[1:]:
+            if taken([*parts[-1], column]) <= width:
+                parts[-1].append(column)
+            else:
+                parts.append([column])
+    return parts
+
+
 def _head(metric: str) -> str:
     score = SCORES[metric]
-    return f"{score.name} %" if score.unit == "%" else score.name
+    return f"{score.name} %" if score.unit == "%" else score.short or score.name
 
 
 def _against(other: str, metric: str, method: dict[str, Any]) -> str:
