@@ -70,6 +70,8 @@ class Text:
         window: Characters of held-out text that go through the model at a time, beginning without a state; null takes
             `length`. Every character but the first is scored once.
         context: Characters of a window that are read before those that are scored in it.
+        bytes: Size of the whole text that the recipe is made for: what its cost is counted with, without a file.
+        distinct: Number of distinct bytes in it.
     """
 
     length: int = 128
@@ -77,6 +79,8 @@ class Text:
     state: str = "shared"
     window: int | None = None
     context: int = 64
+    bytes: int | None = None
+    distinct: int | None = None
 
 
 @dataclass(frozen=True)
@@ -172,9 +176,11 @@ class SWA:
 
     Attributes:
         start: Fraction of training after which the weights at the end of every epoch enter the average.
+        every: Minibatches after which they do instead, for trainings of few epochs; null takes epochs.
     """
 
     start: float = 0.8
+    every: int | None = None
 
 
 @dataclass(frozen=True)

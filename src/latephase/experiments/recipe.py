@@ -20,7 +20,7 @@ from latephase.experiments.schedule import SCHEDULES
 
 # What a recipe may change without changing the numbers of any one run.
 _FREE = ("title", "method", "methods", "seed", "seeds", "checkpoint_minutes")
-_FREE_KEYS = ("data.decode_threads", "data.images", "data.classes")
+_FREE_KEYS = ("data.decode_threads", "data.images", "data.classes", "text.bytes", "text.distinct")
 
 
 def recipe_names() -> list[str]:
@@ -247,9 +247,10 @@ def _check(recipe: Recipe) -> None:
         need(key, flat[key] >= 1, "a whole number from 1")
     for key in ("compute.threads", "model.width", "model.depth", "ema.every", "lookahead.every", "dropout.passes"):
         need(key, flat[key] >= 1, "a whole number from 1")
+    need("swa.every", recipe.swa.every is None or recipe.swa.every >= 1, "null or a whole number from 1")
     need("deep_ensemble.networks", recipe.deep_ensemble.networks >= 2, "a whole number from 2")
     sizes = ("subset", "test_images", "image_size", "decode_threads", "images", "classes")
-    for key in (f"data.{size}" for size in sizes):
+    for key in (*(f"data.{size}" for size in sizes), "text.bytes", "text.distinct"):
         need(key, flat[key] is None or flat[key] >= 1, "null or a whole number from 1")
     data, training = recipe.data, recipe.training
     larger = data.resize is None or (data.image_size is not None and data.resize >= data.image_size)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from latephase.experiments.config import Recipe
 from latephase.experiments.methods.averaged import AveragedWeights
+from latephase.experiments.schedule import steps_at
 
 if TYPE_CHECKING:
     from latephase.experiments.trajectory import Trajectory
 
 
 class SWA(AveragedWeights):
-    """The mean of the weights at the end of every epoch after a fraction of training.
+    """The mean of the weights at the end of every epoch, or of so many minibatches, after a fraction of training.
 
     The sum is kept in float64 and rounded once: torch.optim.swa_utils averages step by step in the weights' own
     precision, and copies the module.
@@ -40,8 +41,19 @@ class SWA(AveragedWeights):
         """Add the weights once the fraction is passed."""
         epochs = self.recipe.training.epochs
         # A start of 0.8 means epochs 161 to 200 of 200; the last one always counts, however short the training.
-        if epoch <= min(round(self.recipe.swa.start * epochs), epochs - 1):
+        if self.recipe.swa.every is None and epoch > min(round(self.recipe.swa.start * epochs), epochs - 1):
+            self._add(trajectory)
+
+    def after_step(self, trajectory: Trajectory) -> None:
+        """Add the weights once the fraction is passed, where minibatches are counted."""
+        every = self.recipe.swa.every
+        if every is None:
             return
+        done = trajectory.step - steps_at(self.recipe.swa.start, trajectory.total)
+        if done > 0 and (done % every == 0 or trajectory.step == trajectory.total):
+            self._add(trajectory)
+
+    def _add(self, trajectory: Trajectory) -> None:
         self._last = {name: value.detach().clone() for name, value in trajectory.model.state_dict().items()}
         for name, value in self._last.items():
             if value.is_floating_point():
