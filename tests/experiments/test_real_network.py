@@ -16,14 +16,13 @@ from latephase import cli, nqp
 from latephase.experiments.models import SmallCNN
 from latephase.experiments.real_network import quadratic as model_of
 from latephase.experiments.real_network.figures import standalone
-from latephase.experiments.real_network.findings import headline
+from latephase.experiments.real_network.findings import findings, headline
 from latephase.experiments.real_network.measure import draw, run
 from latephase.experiments.real_network.objective import Objective, flat_weights, of_model
-from latephase.experiments.real_network.page import report, table
+from latephase.experiments.real_network.page import table
 from latephase.experiments.real_network.schemes import late_weights, schemes
 from latephase.experiments.real_network.setting import Setting
 from latephase.experiments.real_network.study import noise_and_place
-from latephase.experiments.report.document import Points, Table, Text
 
 MEMBERS, BATCH = 3, 4
 
@@ -192,11 +191,8 @@ def test_the_theory_page_shows_the_committed_run(committed):
     assert shown[2:] == [list(row[:6]) for row in table(committed["noisy"]).rows]
     printed = []
     for results in committed.values():
-        document = report(results)
-        sentences = [block.sentences for block in document.blocks() if isinstance(block, Points)]
-        cells = [row for block in document.blocks() if isinstance(block, Table) for row in block.rows]
-        printed += [headline(results), *(text for group in (*sentences, *cells) for text in group)]
-        printed += [block.text for block in document.blocks() if isinstance(block, Text)]
+        cells = (cell for row in table(results).rows for cell in row)
+        printed += [headline(results), *findings(results), *cells]
     numbers = set(re.findall(r"\d+\.\d+", " ".join(printed)))
     prose = "\n".join(line for line in section.splitlines() if line[:1] != "|")
     mentioned = re.findall(r"\d+\.\d+", prose)

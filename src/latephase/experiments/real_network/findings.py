@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from latephase.experiments.real_network.study import CLOUD
@@ -29,6 +30,19 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
     if abs(value) < _HUGE:
         return numbers.number(value, decimals, signed)
     return f"{value:{'+' if signed else ''}.0e}".replace("-", numbers.MINUS)
+
+
+def decimals(results: dict[str, Any]) -> int:
+    """Digits after the point that show the smallest noise with two digits; at least 5.
+
+    Args:
+        results: The content of results.json.
+
+    Returns:
+        The number of digits.
+    """
+    smallest = min(scheme["late_noise_predicted"] for scheme in results["schemes"].values())
+    return max(5, 1 - math.floor(math.log10(smallest))) if smallest > 0 else 5
 
 
 def ratio(scheme: dict[str, Any]) -> tuple[float, float]:
@@ -119,49 +133,54 @@ def _averaging(results: dict[str, Any]) -> str:
 
 
 def _equivalent(results: dict[str, Any]) -> str:
-    schemes = results["schemes"]
+    schemes, scale = results["schemes"], 10 ** decimals(results)
     parts = []
     for name in ("additive", "norm-head-mean"):
         paired = results["paired"][name]
         parts.append(
-            f"{schemes[name]['label']} {number(1e5 * paired['mean'], 1, signed=True)} ± {number(1e5 * paired['se'], 1)}"
+            f"{schemes[name]['label']} {number(scale * paired['mean'], 1, signed=True)} ±"
+            f" {number(scale * paired['se'], 1)}"
         )
     return (
         "The theory makes these equal to K-batch SGD. Measured on the same minibatches, loss minus that of K-batch SGD,"
-        f" times 100,000: {'; '.join(parts)}."
+        f" times {scale:,}: {'; '.join(parts)}."
     )
 
 
 def _noise(results: dict[str, Any]) -> str:
+    digits = decimals(results)
     sgd, causes = results["schemes"]["sgd"], results["causes"]
     linear, met = causes["linear"]["late_noise"], causes["noise_met"]["sgd"]
     return (
-        f"SGD's noise adds {_with_error(sgd['late_noise'])} to the loss, {number(ratio(sgd)[0], 2)} times what the"
+        f"SGD's noise adds {_with_error(sgd['late_noise'], digits)} to the loss, {number(ratio(sgd)[0], 2)} times"
+        " what the"
         " constant"
-        f" noise of the centre predicts ({number(sgd['late_noise_predicted'], 5)}). Where SGD is, single gradients"
+        f" noise of the centre predicts ({number(sgd['late_noise_predicted'], digits)}). Where SGD is, single gradients"
         " scatter"
         f" {number(met['ratio'], 2)} times as much (trace of the covariance at the end of {_cloud(results)} runs),"
         " and the"
-        f" prediction with that noise is {number(met['late_noise_predicted'], 5)}. A quadratic loss of which every"
+        f" prediction with that noise is {number(met['late_noise_predicted'], digits)}. A quadratic loss of which every"
         " minibatch"
-        f" keeps its own Hessian, on the same minibatches, gives {_with_error(linear)}."
+        f" keeps its own Hessian, on the same minibatches, gives {_with_error(linear, digits)}."
     )
 
 
 def _members(results: dict[str, Any]) -> str:
+    digits = decimals(results)
     schemes, met = results["schemes"], results["causes"]["noise_met"]["additive"]
     additive, batch = schemes["additive"], schemes["k-batch"]
     return (
         f"Late-phase members draw their gradients where they are, K-batch SGD at the average: noise adds"
-        f" {_with_error(additive['late_noise'])} against {_with_error(batch['late_noise'])} (both predicted"
-        f" {number(batch['late_noise_predicted'], 5)}). At the members gradients scatter {number(met['ratio'], 2)}"
+        f" {_with_error(additive['late_noise'], digits)} against {_with_error(batch['late_noise'], digits)} (both"
+        " predicted"
+        f" {number(batch['late_noise_predicted'], digits)}). At the members gradients scatter {number(met['ratio'], 2)}"
         " times as much"
-        f" as at the centre; with that noise the prediction is {number(met['late_noise_predicted'], 5)}."
+        f" as at the centre; with that noise the prediction is {number(met['late_noise_predicted'], digits)}."
     )
 
 
-def _with_error(summary: dict[str, Any]) -> str:
-    return f"{number(summary['mean'], 5)} ± {number(summary['se'], 5)}"
+def _with_error(summary: dict[str, Any], digits: int) -> str:
+    return f"{number(summary['mean'], digits)} ± {number(summary['se'], digits)}"
 
 
 def _cloud(results: dict[str, Any]) -> int:
@@ -178,17 +197,20 @@ def _curvature(results: dict[str, Any]) -> str:
 
 
 def _place(results: dict[str, Any]) -> str:
+    digits = decimals(results)
     begun = results["network"]["loss_at_centre"]
     parts = []
     for name in ("sgd", "k-batch", "norm-head-sum"):
         scheme = results["schemes"][name]
         fell, predicted = begun - scheme["end_place"], begun - scheme["end_place_predicted"]
         # Rounded first, so that nothing is "minus zero".
-        parts.append(f"{scheme['label']} {number(round(fell, 5) + 0.0, 5)} (predicted {number(predicted, 5)})")
+        parts.append(
+            f"{scheme['label']} {number(round(fell, digits) + 0.0, digits)} (predicted {number(predicted, digits)})"
+        )
     return (
         "Drift along the flat directions: the loss of the runs' middle at the end lies below that of the centre by"
-        f" {'; '.join(parts)}. The Hessian has {results['negative']} negative eigenvalues of"
-        f" {len(results['curvature'])}, which the model takes as flat."
+        f" {'; '.join(parts)}. Negative eigenvalues of the Hessian, which the model takes"
+        f" as flat: {results['negative']} of {len(results['curvature'])}."
     )
 
 

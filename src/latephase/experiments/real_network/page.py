@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from latephase.experiments.real_network.figures import directions_figure, losses_figure
-from latephase.experiments.real_network.findings import findings, headline, number, ratio
+from latephase.experiments.real_network.findings import decimals, findings, headline, number, ratio
 from latephase.experiments.report.document import Document, Figures, Points, Section, Source, Table, Text
 from latephase.experiments.report.numbers import duration
 from latephase.experiments.report.provenance import facts, provenance
@@ -57,7 +57,7 @@ def table(results: dict[str, Any]) -> Table:
     Returns:
         The table.
     """
-    rows = []
+    rows, digits = [], decimals(results)
     for scheme in results["schemes"].values():
         loss, noise, member = scheme["late_loss"], scheme["late_noise"], scheme["late_member"]
         of_noise, error = ratio(scheme)
@@ -65,13 +65,13 @@ def table(results: dict[str, Any]) -> Table:
         rows.append(
             (
                 scheme["label"],
-                f"{number(loss['mean'], 5)} ± {number(loss['se'], 5)}",
-                number(scheme["late_predicted"], 5),
-                f"{number(noise['mean'], 5)} ± {number(noise['se'], 5)}",
-                number(scheme["late_noise_predicted"], 5),
+                f"{number(loss['mean'], digits)} ± {number(loss['se'], digits)}",
+                number(scheme["late_predicted"], digits),
+                f"{number(noise['mean'], digits)} ± {number(noise['se'], digits)}",
+                number(scheme["late_noise_predicted"], digits),
                 f"{number(of_noise, 2)} ± {number(error, 2)}",
-                "" if expected is None else f"{number(member['mean'], 5)} ± {number(member['se'], 5)}",
-                "" if expected is None else number(expected, 5),
+                "" if expected is None else f"{number(member['mean'], digits)} ± {number(member['se'], digits)}",
+                "" if expected is None else number(expected, digits),
             )
         )
     return Table(
