@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from latephase.cli import main
-from latephase.experiments.cost import cost_of, images_of, measure, quantity
+from latephase.experiments.cost import cost_of, measure, parameters_of, quantity
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.recipe import load_recipe, recipe_names, scaled
+from latephase.experiments.samples import Characters, samples_of
 from latephase.experiments.schedule import learning_rate, steps_at
 
 
@@ -23,12 +24,49 @@ def test_operations_are_counted_as_by_hand() -> None:
     # One 3x3 convolution of 1 to 3 channels on 8x8 pixels: 64 x 27 multiply-adds, and as many for the gradient of its
     # weights; 4x4x3 inputs of a linear layer of 10: 480, and twice as many backward.
     assert cost_of(recipe).flops_per_sample == 2 * (2 * 64 * 27 + 3 * 480)
-    assert images_of(recipe).train == 1797 - 500 - 297
+    assert samples_of(recipe).train == 1797 - 500 - 297
 
 
 def test_the_wide_resnet_costs_what_is_published() -> None:
     # 5.2 billion multiply-adds forward (Zagoruyko and Komodakis, 2016); backward takes about twice as many.
     assert cost_of(load_recipe("cifar10-wrn28-10")).flops_per_sample == pytest.approx(3 * 2 * 5.24e9, rel=0.01)
+
+
+def test_a_recurrent_layer_is_counted_step_by_step_and_text_by_its_characters() -> None:
+    recipe = load_recipe("enwik8-lstm-500", ["--text.length=4"])
+    V, units = 205, 500
+    assert samples_of(recipe).train == 90_000_000
+    assert parameters_of(recipe) == V * V + 4 * units * (V + units + 2) + V * (units + 1) == 1_558_730
+    # Multiply-adds of one step, and twice as many backward; of a beginning without a state no gradient is wanted.
+    forward = 4 * units * (V + units) + units * V
+    assert cost_of(recipe).flops_per_sample == 2 * (3 * forward - units * 4 * units // 4)
+    assert cost_of(recipe).minibatches == 20 * ((90_000_000 - 1) // (128 * 4))
+
+
+def test_a_text_without_a_stated_size_is_read() -> None:
+    samples = samples_of(load_recipe("text-small"))
+    assert isinstance(samples, Characters)
+    assert 250_000 < samples.train < 1_000_000
+    with pytest.raises(ExperimentError, match="there is no text nowhere.txt"):
+        samples_of(load_recipe("text-small", ["--data.train=nowhere.txt"]))
+
+
+def test_the_cost_of_a_text_is_shown_in_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "enwik8-transformer-6-384"]) == 0
+    text = capsys.readouterr().out
+    assert "out of 90,000,000 characters" in text
+    assert "# 10,779,264 parameters for 205 distinct characters" in text
+    assert "of one character" in text
+    Path("mine.yaml").write_text(text)
+    assert load_recipe("mine.yaml") == load_recipe("enwik8-transformer-6-384")
+
+
+def test_training_on_text_can_be_measured() -> None:
+    ticks = itertools.count()
+    recipe = load_recipe("text-small", ["--model.name=lstm-4", "--text.length=8", "--training.batch_size=4"])
+    speed = measure(recipe, seconds=20, clock=lambda: float(next(ticks)))
+    assert speed.batch_size == 4 * 8
+    assert speed.seconds_per_sample == pytest.approx(1 / 32)
 
 
 def test_what_methods_share_is_counted_once_and_an_ensemble_as_often_as_it_trains() -> None:

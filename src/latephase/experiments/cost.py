@@ -12,33 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from latephase.experiments.config import Model, Recipe
-from latephase.experiments.data import load_images
 from latephase.experiments.device import pick_device, prepare_process
-from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods import METHODS
-from latephase.experiments.models import build_model
+from latephase.experiments.optimizers import make_optimizer
 from latephase.experiments.plan import plan_seed
-
-
-@dataclass(frozen=True)
-class Images:
-    """What the cost of a recipe depends on of its images.
-
-    Attributes:
-        channels: Channels of an image.
-        size: Its side in pixels.
-        classes: Number of classes.
-        train: Number of images to train on.
-    """
-
-    channels: int
-    size: int
-    classes: int
-    train: int
+from latephase.experiments.samples import Characters, Images, samples_of
 
 
 @dataclass(frozen=True)
@@ -48,8 +29,8 @@ class Cost:
     Attributes:
         minibatches: Of one run of a method that costs what plain training costs.
         all_minibatches: Of all methods and seeds; what they share is counted once.
-        batch_size: Images in a minibatch.
-        flops_per_sample: Floating-point operations of forward and backward for one image; a multiply-add is two.
+        batch_size: Images or characters in a minibatch.
+        flops_per_sample: Floating-point operations of forward and backward for one of them; a multiply-add is two.
     """
 
     minibatches: int
@@ -68,40 +49,6 @@ class Cost:
         return float(self.all_minibatches * self.batch_size * self.flops_per_sample)
 
 
-# Channels, side, classes, training images and whether there are test images beside them.
-_KNOWN = {
-    "digits": (1, 8, 10, 1797, False),
-    "cifar10": (3, 32, 10, 50_000, True),
-    "cifar100": (3, 32, 100, 50_000, True),
-}
-
-
-def images_of(recipe: Recipe) -> Images:
-    """What a recipe trains on, without its files where that is known.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        The published data sets as they are, image folders as `data.images` and `data.classes` say; anything else is
-        read.
-
-    Raises:
-        ExperimentError: If it has to be read and cannot be.
-    """
-    data = recipe.data
-    if data.name in _KNOWN:
-        channels, size, classes, n, has_test = _KNOWN[data.name]
-    elif data.images is not None and data.classes is not None and data.image_size is not None:
-        channels, size, classes, n, has_test = 3, data.image_size, data.classes, data.images, data.test is not None
-    else:
-        images, test = load_images(data)
-        channels, _, size = images.shape
-        classes, n, has_test = len(images.classes), len(images), test is not None
-    held_out = data.validation + (0 if has_test else data.test_images if data.test_images is not None else n // 3)
-    return Images(channels, size, classes, data.subset or n - held_out)
-
-
 def cost_of(recipe: Recipe, methods: Sequence[str] | None = None) -> Cost:
     """Count a recipe's minibatches and floating-point operations.
 
@@ -113,19 +60,28 @@ def cost_of(recipe: Recipe, methods: Sequence[str] | None = None) -> Cost:
         The cost.
 
     Raises:
-        ExperimentError: If there is no such model or method, or too few images for a minibatch.
+        ExperimentError: If there is no such model or method, or too little data for a minibatch.
     """
-    images = images_of(recipe)
-    batch = recipe.training.batch_size
-    if batch > images.train:
-        raise ExperimentError(f"training.batch_size = {batch} is more than the {images.train} images to train on")
-    total = recipe.training.epochs * (images.train // batch)
+    samples, batch = samples_of(recipe), recipe.training.batch_size
+    total = recipe.training.epochs * samples.per_epoch(batch)
     legs = plan_seed(recipe, recipe.methods if methods is None else methods, 0, total, Path())
     times = {leg.training: METHODS[leg.training](recipe).cost for leg in legs if leg.outputs}
     each_seed = sum((leg.until - leg.begin) * (times[leg.training] if leg.outputs else 1) for leg in legs)
-    plain = dataclasses.replace(recipe.model, pretrained=False, weights=None)
-    flops = _flops_per_sample(plain, images.channels, images.size, images.classes)
-    return Cost(total, each_seed * recipe.seeds, batch, flops)
+    flops = _flops_per_sample(_plain(recipe.model), dataclasses.replace(samples, train=0))
+    return Cost(total, each_seed * recipe.seeds, batch * samples.each, flops)
+
+
+def parameters_of(recipe: Recipe) -> int:
+    """Count the parameters of a recipe's model.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Their number.
+    """
+    with torch.device("meta"):
+        return sum(p.numel() for p in samples_of(recipe).build(_plain(recipe.model)).parameters())
 
 
 @dataclass(frozen=True)
@@ -133,8 +89,8 @@ class Speed:
     """A measurement of training.
 
     Attributes:
-        seconds_per_sample: Of a training step, over the images of its minibatch.
-        batch_size: Images in the minibatches that were measured.
+        seconds_per_sample: Of a training step, over the images or characters of its minibatch.
+        batch_size: Images or characters in the minibatches that were measured.
         steps: Their number.
     """
 
@@ -144,13 +100,13 @@ class Speed:
 
 
 def measure(recipe: Recipe, seconds: float = 10.0, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """Train on random images for a few seconds on this device.
+    """Train on random images or characters for a few seconds on this device.
 
     The minibatches grow up to the recipe's as long as a step stays short, so that the largest model gives an answer on
     the slowest device. Data loading and evaluation are not included.
 
     Args:
-        recipe: Model, images, precision and device.
+        recipe: Model, data, optimizer, precision and device.
         seconds: How long; the steps that are under way are finished.
         clock: What tells the time.
 
@@ -160,22 +116,21 @@ def measure(recipe: Recipe, seconds: float = 10.0, clock: Callable[[], float] = 
     Raises:
         ExperimentError: If there is no such model or device.
     """
-    images, compute = images_of(recipe), recipe.compute
+    samples, compute = samples_of(recipe), recipe.compute
     device = pick_device(compute.device)
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
-    plain = dataclasses.replace(recipe.model, pretrained=False, weights=None)
-    model = build_model(plain, classes=images.classes, channels=images.channels, size=images.size, seed=0)
+    model = samples.build(_plain(recipe.model))
     model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    # Noise is no data to learn from: with a small learning rate the numbers stay ordinary ones.
+    optimizer = make_optimizer(dataclasses.replace(recipe.training, lr=1e-4), model)
     threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     prepare_process(compute)
 
     def timed(n: int) -> float:
-        x = torch.randn(n, images.channels, images.size, images.size, device=device).to(memory_format=layout)
-        y = torch.randint(images.classes, (n,), device=device)
+        x, y = samples.minibatch(n, device, layout)
         begun = clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
-            logits = model(x)
+            logits = samples.logits(model(x))
         optimizer.zero_grad()
         F.cross_entropy(logits.float(), y).backward()
         optimizer.step()
@@ -196,6 +151,7 @@ def measure(recipe: Recipe, seconds: float = 10.0, clock: Callable[[], float] = 
     finally:
         torch.set_num_threads(threads)
         torch.backends.mkldnn.enabled = onednn
+    n *= samples.each
     return Speed(sorted(taken)[len(taken) // 2] / n, n, len(taken))
 
 
@@ -220,13 +176,19 @@ def quantity(value: float) -> str:
     return f"{value:.{digits}f} {prefixes[power]}".rstrip()
 
 
+def _plain(config: Model) -> Model:
+    """The model without the weights to start from, which cost nothing and may not be there."""
+    return dataclasses.replace(config, pretrained=False, weights=None)
+
+
 @lru_cache(maxsize=64)
-def _flops_per_sample(config: Model, channels: int, size: int, classes: int) -> int:
-    n = 2
+def _flops_per_sample(config: Model, samples: Images | Characters) -> int:
+    rows = 2
+    # Without values a recurrent layer takes its steps one by one, which counts the products that its kernels hide.
     with torch.device("meta"):
-        model: nn.Module = build_model(config, classes=classes, channels=channels, size=size, seed=0)
-        x = torch.empty(n, channels, size, size)
+        model = samples.build(config)
+        x, _ = samples.minibatch(rows, torch.device("meta"), torch.contiguous_format)
     counter: Any = FlopCounterMode(display=False)
     with counter:
-        model(x).sum().backward()
-    return int(counter.get_total_flops()) // n
+        samples.logits(model(x)).sum().backward()
+    return int(counter.get_total_flops()) // (rows * samples.each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,11 +12,12 @@ from rich.text import Text
 
 from latephase.experiments.config import Recipe
 from latephase.experiments.console import results_console
-from latephase.experiments.cost import Cost, Speed, cost_of, images_of, measure, quantity
+from latephase.experiments.cost import Cost, Speed, cost_of, measure, parameters_of, quantity
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.recipe import load_recipe, recipe_names, scaled, to_yaml
 from latephase.experiments.report.numbers import duration
+from latephase.experiments.samples import Characters, samples_of
 
 _USAGE = "latephase recipes [RECIPE] [--measure] [--scale FACTOR] [--section.key VALUE ...]"
 _WIDE = 110
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
     recipes = {name: scaled(load_recipe(name), options.scale) for name in recipe_names()}
     costs = {name: cost_of(recipe) for name, recipe in recipes.items()}
     speeds = _measured(console, recipes) if options.measure else None
-    console.print(_table(recipes, costs, speeds, wide=console.width >= _WIDE))
+    console.print(_table(recipes, costs, speeds, console.width))
     for line in _legend(speeds):
         console.print(Text(line), style="dim")
     return 0
@@ -54,31 +56,37 @@ def main(arguments: list[str]) -> int:
 
 def _show(console: Console, recipe: Recipe, measured: bool) -> int:
     """The resolved recipe; what it costs stands in comments, so that the whole is a recipe again."""
-    cost, images = cost_of(recipe), images_of(recipe)
+    cost, samples = cost_of(recipe), samples_of(recipe)
+    many, one_of = samples.kind
+    size = f"{cost.batch_size}"
+    if isinstance(samples, Characters):
+        size = f"{recipe.training.batch_size} \u00d7 {samples.length}"
     runs = f"{len(recipe.methods)} methods, {recipe.seeds} seeds"
     lines = [
-        f"{cost.minibatches:,} minibatches of {cost.batch_size} out of {images.train:,} images",
-        f"{quantity(cost.flops_per_sample)}FLOP for forward and backward of one image",
+        f"{cost.minibatches:,} minibatches of {size} out of {samples.train:,} {many}",
+        f"{quantity(cost.flops_per_sample)}FLOP for forward and backward of one {one_of}",
         f"one run {quantity(cost.flops)}FLOP; {runs} {quantity(cost.all_flops)}FLOP, what they share counted once",
     ]
+    if isinstance(samples, Characters):
+        lines.insert(1, f"{parameters_of(recipe):,} parameters for {samples.vocabulary} distinct characters")
     if measured:
         speed = measure(recipe)
         one, every = _hours(cost, speed)
         lines.append(f"one run {one}, all of them {every} in one process on {_device(recipe)}")
-        lines.append(f"(from {speed.steps} steps of {speed.batch_size} images; loading and evaluation not included)")
+        lines.append(f"(from {speed.steps} steps of {speed.batch_size} {many}; loading and evaluation not included)")
     console.print(Text(to_yaml(recipe) + "\n".join(f"# {line}" for line in lines)), soft_wrap=True)
     return 0
 
 
 def _measured(console: Console, recipes: dict[str, Recipe]) -> dict[str, Speed]:
-    """Ten seconds for each different model and kind of image."""
+    """Ten seconds for each different model and kind of data."""
     speeds: dict[object, Speed] = {}
     found = {}
     with console.status("") as status:
         for name, recipe in recipes.items():
-            images, compute = images_of(recipe), recipe.compute
             network = (recipe.model.name, recipe.model.width, recipe.model.depth)
-            key = (network, images.channels, images.size, images.classes, recipe.training.batch_size, compute)
+            samples = dataclasses.replace(samples_of(recipe), train=0)
+            key = (network, samples, recipe.training.batch_size, recipe.training.optimizer, recipe.compute)
             if key not in speeds:
                 status.update(f"measuring {name}, ten seconds")
                 speeds[key] = measure(recipe)
@@ -86,25 +94,33 @@ def _measured(console: Console, recipes: dict[str, Recipe]) -> dict[str, Speed]:
     return found
 
 
-def _table(recipes: dict[str, Recipe], costs: dict[str, Cost], speeds: dict[str, Speed] | None, *, wide: bool) -> Table:
+def _table(recipes: dict[str, Recipe], costs: dict[str, Cost], speeds: dict[str, Speed] | None, width: int) -> Table:
     # A name is never shortened, nor a number; what there is room for beside them depends on the width.
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("recipe", no_wrap=True, min_width=max(map(len, recipes)))
-    if wide or speeds is None:
-        table.add_column("setting" if wide else "model", no_wrap=True, overflow="ellipsis")
-    numbers = ["epochs", "minibatches", "FLOP run", "all"] + ([] if speeds is None else ["time run", "all"])
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True, min_width=max(7, len(column)))
+    wide = width >= _WIDE
+    described = wide or speeds is None
+    heads = ["recipe", *(["setting" if wide else "model"] if described else [])]
+    heads += ["epochs", "minibatches", "FLOP run", "all", *([] if speeds is None else ["time run", "all"])]
+    rows = []
     for name, recipe in recipes.items():
         cost = costs[name]
         row = [name]
-        if wide or speeds is None:
+        if described:
             row.append(recipe.title if wide else recipe.model.name.removeprefix("torchvision:"))
         row += [str(recipe.training.epochs), f"{cost.minibatches:,}"]
         row += [quantity(cost.flops), quantity(cost.all_flops)]
         if speeds is not None:
             row += _hours(cost, speeds[name])
-        table.add_row(*row)
+        rows.append(row)
+    taken = [max(map(len, column)) + 1 for column in zip(heads, *rows, strict=True)]
+    room = width - sum(taken) + taken[1]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i <= described else "right", no_wrap=True)
+    for row in rows:
+        cells = [Text(cell) for cell in row]
+        if described:
+            cells[1].truncate(max(1, room - 1), overflow="ellipsis")
+        table.add_row(*cells)
     return table
 
 

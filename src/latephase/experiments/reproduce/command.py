@@ -77,7 +77,7 @@ def _overview() -> Table:
 def _print(console: Console, table: dict[str, Any]) -> None:
     console.print(terminal_table(table))
     for note in notes(table):
-        console.print(Text(note), style="dim" if note.startswith("Test accuracy") else "default")
+        console.print(Text(note), style="dim" if note.startswith("Test ") else "default")
 
 
 def _write(folder: Path, table: dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from latephase.experiments.config import Data, Recipe
-from latephase.experiments.cost import images_of
 from latephase.experiments.data import load_images
 from latephase.experiments.recipe import identity
+from latephase.experiments.samples import Images, samples_of
+from latephase.experiments.tasks import TEXT
+from latephase.experiments.text import load_corpus
 
 # What a run may choose freely: it says where things are and how they are computed, not what.
 _FREE = ("compute.device", "compute.threads", "compute.channels_last", "compute.onednn", "evaluate_every")
@@ -37,8 +39,15 @@ def deviations(ran: Recipe, published: Recipe, *, read: bool = True) -> list[str
     if ran.seeds < published.seeds:
         found.append(f"{ran.seeds} of {published.seeds} seeds")
     if read:
-        found += _other_images(ran)
+        found += _other_text(ran) if ran.data.name == TEXT else _other_images(ran)
     return found
+
+
+def _other_text(ran: Recipe) -> list[str]:
+    corpus, expected = load_corpus(ran.data.train), ran.text.bytes
+    if expected is None or len(corpus) == expected:
+        return []
+    return [f"the text is {corpus.source}, {len(corpus):,} bytes instead of {expected:,}"]
 
 
 def _other_images(ran: Recipe) -> list[str]:
@@ -48,7 +57,8 @@ def _other_images(ran: Recipe) -> list[str]:
             return []
         lossy = ", a lossy JPEG copy of the images: absolute accuracies do not compare" if _is_jpeg(data) else ""
         found = [f"the images are those of {Path(data.train).name}{lossy}"]
-        expected = images_of(ran)
+        expected = samples_of(ran)
+        assert isinstance(expected, Images)
         images, _ = load_images(data)
         if len(images.classes) != expected.classes or images.shape[1] != expected.size:
             found.append(f"they have {len(images.classes)} classes and {images.shape[1]} pixels a side")

@@ -12,21 +12,31 @@ from latephase.experiments.cost import quantity
 from latephase.experiments.report.numbers import duration, number
 
 COLUMNS = ("row", "paper", "ours", "difference", "seeds", "cost")
+# As many as are published.
+_DECIMALS = {"accuracy": 2, "bpc": 3}
+_SCORES = {
+    "accuracy": "Test accuracy in percent. paper: \u00b1 as published, taken for the deviation over seeds; ours and ",
+    "bpc": "Test bits per character; lower is better. ours and ",
+}
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: dict[str, Any], metric: str) -> list[str]:
     """A row's cells, in the order of `COLUMNS`.
 
     Args:
         row: One of the table's `rows`.
+        metric: The table's score.
 
     Returns:
         Six texts.
     """
+    decimals = _DECIMALS[metric]
     published, ours, difference, cost = (row[key] for key in ("published", "ours", "difference", "cost"))
-    paper = published["note"] or "" if published["accuracy"] is None else _value(published["accuracy"], published["sd"])
-    measured = "not run" if ours is None else _value(ours["accuracy"], ours["se"])
-    gap = "" if difference is None else _value(difference["mean"], difference["se"], signed=True)
+    paper = published["note"] or ""
+    if published["value"] is not None:
+        paper = _value(published["value"], published["sd"], decimals)
+    measured = "not run" if ours is None else _value(ours["value"], ours["se"], decimals)
+    gap = "" if difference is None else _value(difference["mean"], difference["se"], decimals, signed=True)
     seeds = str(row["seeds"] if ours is None else ours["n"])
     if published["n"] is not None:
         seeds += f" of {published['n']}" if int(seeds) < published["n"] else ""
@@ -52,8 +62,8 @@ def notes(table: dict[str, Any]) -> list[str]:
         lines.append(f"{name}: {'; '.join(own)}.")
     if any(row["ours"] is not None for row in table["rows"]):
         lines.append(
-            "Test accuracy in percent. paper: \u00b1 as published, taken for the deviation over seeds; ours and "
-            "difference: \u00b1 one standard error. Cost: of all seeds of a row, what it shares with others included."
+            f"{_SCORES[table['metric']]}difference: \u00b1 one standard error. Cost: of all seeds of a row, what it "
+            "shares with others included."
         )
     problems: dict[str, list[str]] = {}
     for row in table["rows"]:
@@ -76,7 +86,7 @@ def terminal_table(table: dict[str, Any]) -> Table:
     for i, column in enumerate(COLUMNS):
         shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=0 < i < len(COLUMNS) - 1)
     for row in table["rows"]:
-        shown.add_row(*cells(row))
+        shown.add_row(*cells(row, table["metric"]))
     return shown
 
 
@@ -91,7 +101,7 @@ def markdown(table: dict[str, Any]) -> str:
     """
     lines = [f"# {table['title']}", "", "```console", f"$ {table['command']}", "```", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in table["rows"]]
+    lines += [f"| {' | '.join(cells(row, table['metric']))} |" for row in table["rows"]]
     for note in notes(table):
         lines += ["", note]
     kept = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
@@ -120,9 +130,9 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     ours, gap = row["ours"] or {}, row["difference"] or {}
     return {
         **{key: row[key] for key in ("row", "recipe", "method")},
-        "published": row["published"]["accuracy"],
+        "published": row["published"]["value"],
         "published_se": row["published"]["se"],
-        "ours": ours.get("accuracy"),
+        "ours": ours.get("value"),
         "ours_se": ours.get("se"),
         "seeds": ours.get("n"),
         "difference": gap.get("mean"),
@@ -133,6 +143,6 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _value(mean: float, se: float | None, *, signed: bool = False) -> str:
-    text = number(mean, 2, signed)
-    return text if se is None else f"{text} ± {number(se, 2)}"
+def _value(mean: float, se: float | None, decimals: int, *, signed: bool = False) -> str:
+    text = number(mean, decimals, signed)
+    return text if se is None else f"{text} ± {number(se, decimals)}"

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from latephase.experiments.config import Recipe
-from latephase.experiments.cost import cost_of, images_of
+from latephase.experiments.cost import cost_of
 from latephase.experiments.data import load_images
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods import METHODS, method_names, parse_method
-from latephase.experiments.models import build_model
 from latephase.experiments.origin import commit, versions
 from latephase.experiments.recipe import load_recipe, scaled
 from latephase.experiments.reproduce.deviations import deviations
+from latephase.experiments.report.numbers import SCORES
 from latephase.experiments.reproduce.tables import PaperTable, Row
+from latephase.experiments.samples import samples_of
 from latephase.experiments.study import compare
+from latephase.experiments.tasks import TEXT
+from latephase.experiments.text import load_corpus
 
 OnTable = Callable[[dict[str, Any]], None]
 
@@ -122,6 +125,7 @@ def _table(
     return {
         "table": request.table.name,
         "title": request.table.title,
+        "metric": request.table.metric,
         "command": command,
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -130,13 +134,15 @@ def _table(
         "deviations": everywhere,
         "own_deviations": {name: those for name, those in own.items() if those},
         "rows": [
-            _row(row, recipes[row.recipe], results.get(row.recipe), missing.get(row.recipe))
+            _row(row, request.table.metric, recipes[row.recipe], results.get(row.recipe), missing.get(row.recipe))
             for row in request.table.rows
         ],
     }
 
 
-def _row(row: Row, recipe: Recipe, results: dict[str, Any] | None, missing: str | None) -> dict[str, Any]:
+def _row(
+    row: Row, metric: str, recipe: Recipe, results: dict[str, Any] | None, missing: str | None
+) -> dict[str, Any]:
     known = row.method in method_names()
     cost = cost_of(recipe, [row.method]) if known else None
     found: dict[str, Any] = {
@@ -144,7 +150,7 @@ def _row(row: Row, recipe: Recipe, results: dict[str, Any] | None, missing: str 
         "label": row.label,
         "recipe": row.recipe,
         "method": row.method,
-        "published": {"accuracy": row.accuracy, "sd": row.sd, "se": row.se, "n": row.n, "note": row.note},
+        "published": {"value": row.value, "sd": row.sd, "se": row.se, "n": row.n, "note": row.note},
         "ours": None,
         "difference": None,
         "seeds": recipe.seeds,
@@ -160,20 +166,20 @@ def _row(row: Row, recipe: Recipe, results: dict[str, Any] | None, missing: str 
     if results is None or not known:
         return found
     method = results["settings"][0]["methods"][row.method]
-    accuracy = method["test"]["accuracy"]
-    mean, se = 100 * accuracy["mean"], None if accuracy["se"] is None else 100 * accuracy["se"]
+    score, factor = method["test"][metric], SCORES[metric].factor
+    mean, se = factor * score["mean"], None if score["se"] is None else factor * score["se"]
     found["ours"] = {
-        "accuracy": mean,
+        "value": mean,
         "se": se,
-        "n": accuracy["n"],
-        "by_seed": [100 * value for value in method["by_seed"]["accuracy"]],
+        "n": score["n"],
+        "by_seed": [factor * value for value in method["by_seed"][metric]],
     }
-    if row.accuracy is not None:
+    if row.value is not None:
         both = None if se is None or row.se is None else math.hypot(se, row.se)
-        found["difference"] = {"mean": mean - row.accuracy, "se": both}
+        found["difference"] = {"mean": mean - row.value, "se": both}
     # What it would have taken alone: its own training and what it shares with others.
     seconds = sum(method["seconds"][part]["mean"] for part in ("shared", "own", "evaluation"))
-    found["cost"]["seconds"] = seconds * accuracy["n"]
+    found["cost"]["seconds"] = seconds * score["n"]
     found["run"] = {key: results[key] for key in ("commit", "date", "device", "versions")}
     return found
 
@@ -181,10 +187,12 @@ def _row(row: Row, recipe: Recipe, results: dict[str, Any] | None, missing: str 
 def _missing(recipe: Recipe) -> str | None:
     """Why a recipe cannot be run here: files or weights that are not to be had."""
     try:
-        load_images(recipe.data)
+        if recipe.data.name == TEXT:
+            load_corpus(recipe.data.train)
+        else:
+            load_images(recipe.data)
         if recipe.model.pretrained or recipe.model.weights:
-            images = images_of(recipe)
-            build_model(recipe.model, classes=images.classes, channels=images.channels, size=images.size, seed=0)
+            samples_of(recipe).build(recipe.model)
     except ExperimentError as error:
         return str(error)
     return None

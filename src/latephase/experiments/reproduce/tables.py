@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import yaml
@@ -21,7 +21,7 @@ class Row:
         label: What the table calls it.
         recipe: The shipped recipe with its hyper-parameters.
         method: The method of that recipe.
-        accuracy: Published test accuracy in percent; None for a row without a number.
+        value: Published test score, an accuracy in percent; None for a row without a number.
         sd: Its published standard deviation over seeds.
         n: Published number of seeds.
         note: What is published instead of a number.
@@ -31,7 +31,7 @@ class Row:
     label: str
     recipe: str
     method: str
-    accuracy: float | None = None
+    value: float | None = None
     sd: float | None = None
     n: int | None = None
     note: str | None = None
@@ -50,11 +50,13 @@ class PaperTable:
         name: What the command calls it.
         title: What it is about.
         rows: Its rows.
+        metric: The score that is published.
     """
 
     name: str
     title: str
     rows: tuple[Row, ...]
+    metric: str = "accuracy"
 
     def choose(self, names: Sequence[str]) -> PaperTable:
         """Some of the rows.
@@ -72,7 +74,7 @@ class PaperTable:
         for name in names:
             if name not in known:
                 raise unknown(f"row of {self.name}", name, known)
-        return PaperTable(self.name, self.title, tuple(row for row in self.rows if row.name in names))
+        return replace(self, rows=tuple(row for row in self.rows if row.name in names))
 
 
 def paper_tables() -> dict[str, PaperTable]:
@@ -82,11 +84,13 @@ def paper_tables() -> dict[str, PaperTable]:
         The tables by name.
 
     Example:
-        >>> paper_tables()["cifar10"].rows[0].accuracy
+        >>> paper_tables()["cifar10"].rows[0].value
         96.16
     """
     text = (resources.files("latephase.experiments.reproduce") / "tables.yaml").read_text(encoding="utf-8")
-    return {
-        name: PaperTable(name, table["title"], tuple(Row(name=row, **values) for row, values in table["rows"].items()))
-        for name, table in yaml.safe_load(text).items()
-    }
+    tables = {}
+    for name, table in yaml.safe_load(text).items():
+        metric = table.get("metric", "accuracy")
+        rows = (Row(name=row, value=values.pop(metric, None), **values) for row, values in table["rows"].items())
+        tables[name] = PaperTable(name, table["title"], tuple(rows), metric)
+    return tables

@@ -3,7 +3,7 @@
 from latephase.experiments.text.corpus import Corpus, Text, load_corpus
 from latephase.experiments.text.held_out import UNSCORED, held_out
 from latephase.experiments.text.sample import as_text, generate
-from latephase.experiments.text.streams import Streams, Windows
+from latephase.experiments.text.streams import Streams, Windows, minibatches_per_epoch
 
 __all__ = [
     "UNSCORED",
@@ -15,4 +15,5 @@ __all__ = [
     "generate",
     "held_out",
     "load_corpus",
+    "minibatches_per_epoch",
 ]

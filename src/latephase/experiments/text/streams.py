@@ -10,11 +10,11 @@ from latephase.experiments.errors import ExperimentError
 from latephase.experiments.text.corpus import Text
 
 
-def minibatches_per_epoch(text: Text, batch_size: int, length: int) -> int:
+def minibatches_per_epoch(size: int, batch_size: int, length: int) -> int:
     """The number of minibatches in which a text is read once.
 
     Args:
-        text: The training text.
+        size: Bytes of the training text.
         batch_size: Streams or windows in a minibatch.
         length: Characters of each that are predicted.
 
@@ -25,12 +25,12 @@ def minibatches_per_epoch(text: Text, batch_size: int, length: int) -> int:
         ExperimentError: If the text is shorter than one minibatch.
     """
     needed = batch_size * length + 1
-    if len(text) < needed:
+    if size < needed:
         raise ExperimentError(
-            f"the training text has {len(text):,} bytes; training.batch_size = {batch_size} streams of {length} "
+            f"the training text has {size:,} bytes; training.batch_size = {batch_size} streams of {length} "
             f"characters each need at least {needed:,}"
         )
-    return (len(text) - 1) // (batch_size * length)
+    return (size - 1) // (batch_size * length)
 
 
 class Streams:
@@ -55,7 +55,7 @@ class Streams:
     """
 
     def __init__(self, text: Text, batch_size: int, length: int, device: torch.device) -> None:
-        self.per_epoch = minibatches_per_epoch(text, batch_size, length)
+        self.per_epoch = minibatches_per_epoch(len(text), batch_size, length)
         self.batch_size, self.length, self.device = batch_size, length, device
         self._text = text.to(device)
         self._first: int | None = None
@@ -118,7 +118,7 @@ class Windows:
     """
 
     def __init__(self, text: Text, batch_size: int, length: int, seed: int, device: torch.device) -> None:
-        self.per_epoch = minibatches_per_epoch(text, batch_size, length)
+        self.per_epoch = minibatches_per_epoch(len(text), batch_size, length)
         self.batch_size, self.length, self.seed, self.device = batch_size, length, seed, device
         self._text = text.to(device)
         self._window = torch.arange(length + 1, device=device)
