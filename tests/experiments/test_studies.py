@@ -31,7 +31,7 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
     kept = json.loads(json.dumps(kept))
     for setting in kept["settings"]:
         for method in setting["methods"].values():
-            del method["seconds"]
+            del method["seconds"], method["per_second"]
     return kept
 
 

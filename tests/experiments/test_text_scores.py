@@ -7,97 +7,111 @@ import torch
 from torch import Tensor, nn
 
 from latephase import LatePhase
+from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.models import CharLSTM, CharTransformer
-from latephase.experiments.text import Corpus, Text, as_text, generate, held_out, mean_of, predict_with, score
+from latephase.experiments.predictor import Predictor
+from latephase.experiments.recipe import load_recipe
+from latephase.experiments.text import Corpus, as_text, generate
+from latephase.experiments.text_task import TextTask
 
 CPU = torch.device("cpu")
-N, V = 83, 9
+V = 9
 
 
-@pytest.fixture
-def text() -> Text:
-    raw = torch.randint(V, (N,), dtype=torch.uint8)
-    return Text(raw, torch.arange(256).clamp(max=V - 1))
+def task(n: int, window: int, context: int) -> TextTask:
+    """A corpus of V characters whose test text has n of them."""
+    raw = torch.randint(V, (20 * n,), dtype=torch.uint8)
+    raw[:V] = torch.arange(V)
+    recipe: Recipe = load_recipe("text-small", [f"--text.window={window}", f"--text.context={context}"])
+    return TextTask(recipe, Corpus(raw, "a test"), 0, CPU)
 
 
-def lstm(seed: int = 0) -> CharLSTM:
-    torch.manual_seed(seed)
-    return CharLSTM(V, 12).double().eval()
+def bits(models: list[nn.Module], tokens: list[int], window: int, context: int) -> list[float]:
+    """Bits of each character but the first, one at a time, from the mean probability of the models in float64.
 
-
-def slow_bits(models: list[nn.Module], tokens: Tensor) -> list[float]:
-    """Bits of each character but the first, one at a time, from the mean probability of the models."""
-    states: list = [None] * len(models)
-    bits = []
-    for i in range(len(tokens) - 1):
+    A character is predicted from all before it in its window; the windows overlap by the context, and the last one
+    ends with the text.
+    """
+    last = len(tokens) - 1
+    window = min(window, last)
+    found = []
+    begin, end = 0, window
+    for target in range(1, last + 1):
+        if target > end:
+            end = min(end + window - context, last)
+            begin = end - window
         p = 0.0
-        for k, model in enumerate(models):
-            with torch.no_grad():
-                logits, states[k] = model(tokens[None, i : i + 1], states[k])
-            weights = [math.exp(z) for z in logits[0, 0].tolist()]
-            p += weights[int(tokens[i + 1])] / math.fsum(weights) / len(models)
-        bits.append(-math.log2(p))
-    return bits
-
-
-@pytest.mark.parametrize("length", [1, 7, 16, 82, 200])
-def test_bits_per_character_are_exact(text: Text, length: int) -> None:
-    model = lstm()
-    scores = score(predict_with(model), held_out(text, 1, length, CPU))
-    expected = math.fsum(slow_bits([model], text.tokens(slice(None)))) / (N - 1)
-    assert scores["bpc"] == pytest.approx(expected, rel=1e-12)
-    assert scores["nll"] == pytest.approx(expected * math.log(2), rel=1e-12)
-
-
-def test_an_ensemble_averages_probabilities_and_each_member_has_its_own_state(text: Text) -> None:
-    models = [lstm(seed) for seed in (1, 2, 3)]
-    with torch.no_grad():
         for model in models:
-            model.head.weight.mul_(8)
-    scores = score(mean_of([predict_with(model) for model in models]), held_out(text, 1, 10, CPU))
-    expected = math.fsum(slow_bits(models, text.tokens(slice(None)))) / (N - 1)
-    assert scores["bpc"] == pytest.approx(expected, rel=1e-12)
+            with torch.no_grad():
+                logits, _ = model(torch.tensor([tokens[begin:target]]))
+            weights = [math.exp(z) for z in logits[0, -1].tolist()]
+            p += weights[tokens[target]] / math.fsum(weights) / len(models)
+        found.append(-math.log2(p))
+    return found
 
 
-@pytest.mark.parametrize("batch", [2, 5, 40])
-def test_the_number_of_streams_has_next_to_no_influence(text: Text, batch: int) -> None:
-    model = lstm()
-    whole = score(predict_with(model), held_out(text, 1, 10, CPU))
-    streams = score(predict_with(model), held_out(text, batch, 10, CPU, warm_up=30))
-    for key in ("bpc", "nll", "brier"):
-        assert streams[key] == pytest.approx(whole[key], rel=1e-6)
-    assert streams["accuracy"] == whole["accuracy"]
-    cold = score(predict_with(model), held_out(text, batch, 10, CPU, warm_up=0))
-    assert abs(cold["bpc"] - whole["bpc"]) > 1e-6
-
-
-@pytest.mark.parametrize("batch", [1, 3, 50])
-def test_windows_score_the_same_for_any_number_of_them_at_once(text: Text, batch: int) -> None:
-    torch.manual_seed(0)
-    model = CharTransformer(V, 1, 32).double().eval()
-    scores = score(predict_with(model), held_out(text, batch, 10, CPU, carried=False, warm_up=4))
-    tokens, bits = text.tokens(slice(None)), 0.0
-    for target in range(1, N):
-        # The first window predicts 1 to 10; each of the next six more; the last one ends with the text.
-        window = 0 if target <= 10 else min((target - 11) // 6 + 1, -(-(N - 1 - 10) // 6))
-        begin = min(window * 6, N - 1 - 10)
+def models(kind: str, count: int) -> list[nn.Module]:
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        model = (CharLSTM(V, 6) if kind == "lstm" else CharTransformer(V, 1, 32)).double().eval()
         with torch.no_grad():
-            logits, _ = model(tokens[None, begin:target])
-        bits -= float(logits[0, -1].log_softmax(0)[tokens[target]]) / math.log(2)
-    assert scores["bpc"] == pytest.approx(bits / (N - 1), rel=1e-9)
+            model.head.weight.mul_(8)
+        made.append(model)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize(("window", "context"), [(4, 0), (10, 4), (9, 8), (400, 64)])
+def test_bits_per_character_are_exact(kind: str, window: int, context: int) -> None:
+    text = task(53, window, context)
+    model = models(kind, 1)
+    slow = bits(model, text.corpus.test.tokens(slice(None)).tolist(), window, context)
+    scores = text.scores(Predictor(model[0], task=text).score(text.test()))
+    assert scores["bpc"] == pytest.approx(math.fsum(slow) / 52, rel=1e-12)
+    assert scores["nll"] == pytest.approx(math.fsum(slow) / 52 * math.log(2), rel=1e-12)
+
+
+def test_an_ensemble_averages_probabilities() -> None:
+    text, three = task(53, 10, 4), models("lstm", 3)
+
+    def members(x: object) -> Tensor:
+        with torch.no_grad():
+            return torch.stack([text.predict(model, x) for model in three])
+
+    slow = bits(three, text.corpus.test.tokens(slice(None)).tolist(), 10, 4)
+    scores = text.scores(Predictor(three[0], members, ensemble=True, task=text).score(text.test()))
+    assert scores["bpc"] == pytest.approx(math.fsum(slow) / 52, rel=1e-12)
+
+
+def test_with_enough_context_the_window_has_next_to_no_influence() -> None:
+    model = models("lstm", 1)[0]
+
+    def score(window: int, context: int) -> float:
+        torch.manual_seed(7)
+        text = task(83, window, context)
+        return text.scores(Predictor(model, task=text).score(text.test()))["bpc"]
+
+    whole = score(500, 0)
+    assert abs(score(10, 0) - whole) > 1e-4
+    assert score(40, 30) == pytest.approx(whole, rel=1e-4)
 
 
 def test_accuracy_counts_the_likeliest_character() -> None:
-    text = Text(torch.tensor([0, 1, 0, 1, 1], dtype=torch.uint8), torch.arange(256))
+    text = task(41, 8, 4)
 
-    def other(tokens: Tensor, state: object) -> tuple[Tensor, object]:
-        return torch.stack([tokens, 1 - tokens], dim=-1).double().log_softmax(dim=-1), state
+    class Successor(nn.Module):
+        def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+            return nn.functional.one_hot((tokens + 1) % V, V).double(), None
 
-    scores = score(other, held_out(text, 2, 2, CPU))
-    assert scores["accuracy"] == 0.75
-    p = 1 / (1 + math.exp(-1))
-    assert scores["bpc"] == pytest.approx(-(3 * math.log2(p) + math.log2(1 - p)) / 4)
+    tokens = text.corpus.test.tokens(slice(None)).tolist()
+    hits = sum((a + 1) % V == b for a, b in zip(tokens, tokens[1:], strict=False))
+    scores = text.scores(Predictor(Successor(), task=text).score(text.test()))
+    assert scores["accuracy"] == hits / 40
+    p = math.e / (math.e + V - 1)
+    expected = -(hits * math.log2(p) + (40 - hits) * math.log2((1 - p) / (V - 1))) / 40
+    assert scores["bpc"] == pytest.approx(expected)
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_a_text_shorter_than_a_minibatch_is_refused_with_what_it_needs(make) -> 
 def predictions(batches) -> list[tuple[int, int]]:
     """Scored pairs of a character and the one predicted from it."""
     found: list[tuple[int, int]] = []
-    for x, y, _ in batches:
+    for x, y in batches:
         assert x.shape == y.shape
         assert bool((x >= 0).all())
         counts = y != UNSCORED
@@ -116,46 +116,28 @@ def predictions(batches) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("carried", [True, False])
 @pytest.mark.parametrize("n", [2, 3, 50, 100, 101, 256])
-@pytest.mark.parametrize(
-    ("batch", "length", "warm_up"), [(1, 8, None), (3, 7, 0), (8, 10, 5), (300, 9, 8), (2, 400, 1)]
-)
-def test_held_out_text_is_predicted_exactly_once(
-    carried: bool, n: int, batch: int, length: int, warm_up: int | None
-) -> None:
-    pairs = predictions(held_out(plain(n), batch, length, CPU, carried=carried, warm_up=warm_up))
+@pytest.mark.parametrize(("batch", "length", "context"), [(1, 8, 4), (3, 7, 0), (8, 10, 5), (300, 9, 8), (2, 400, 1)])
+def test_held_out_text_is_predicted_exactly_once(n: int, batch: int, length: int, context: int) -> None:
+    pairs = predictions(held_out(plain(n), batch, length, context, CPU))
     assert sorted(pairs) == [(i, i + 1) for i in range(n - 1)]
 
 
-@pytest.mark.parametrize("batch", [1, 3, 6])
-def test_held_out_streams_carry_on_and_warm_up_on_what_stands_before(batch: int) -> None:
-    text, rows = plain(200), {}
-    for i, (x, y, fresh) in enumerate(held_out(text, batch, 16, CPU, warm_up=20)):
-        assert fresh == (i == 0)
-        for row in range(batch):
-            rows.setdefault(row, []).extend(zip(x[row].tolist(), y[row].tolist(), strict=True))
-    for row, pairs in rows.items():
-        scored = [i for i, (_, y) in enumerate(pairs) if y != UNSCORED]
-        read = [x for x, _ in pairs[: scored[-1] + 1]]
-        assert read == list(range(read[0], read[0] + len(read)))
-        assert scored[0] == (0 if row == 0 else 20)
-
-
 def test_held_out_windows_give_every_character_its_context() -> None:
-    for x, y, fresh in held_out(plain(203), 4, 20, CPU, carried=False, warm_up=12):
-        assert fresh
+    for x, y in held_out(plain(203), 4, 20, 12, CPU):
         assert x.shape[1] == 20
         for begin, row in zip(x[:, 0].tolist(), y, strict=True):
             first = int((row != UNSCORED).nonzero()[0])
             assert first >= 12 or begin == 0
 
 
-def test_a_held_out_text_of_one_byte_and_a_window_that_only_warms_up_are_refused() -> None:
-    with pytest.raises(ExperimentError, match="has nothing to predict"):
-        held_out(plain(1), 2, 4, CPU)
-    with pytest.raises(ExperimentError, match="a window of 4 characters cannot warm up on 4"):
-        held_out(plain(9), 2, 4, CPU, carried=False, warm_up=4)
+@pytest.mark.parametrize(
+    ("n", "context", "message"),
+    [(1, 0, "has nothing to predict"), (9, 4, "a window of 4 characters cannot read 4 of them before it is scored")],
+)
+def test_a_held_out_text_that_cannot_be_scored_is_refused(n: int, context: int, message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        list(held_out(plain(n), 2, 4, context, CPU))
 
 
 def test_minibatches_do_not_share_memory_with_the_text() -> None:
