@@ -8,6 +8,7 @@ it with device, versions and commit.
 import argparse
 import dataclasses
 import json
+import time
 
 import torch
 from torch import nn
@@ -68,14 +69,15 @@ class Training:
 
 def measure(name: str, family: str, options: argparse.Namespace) -> dict[str, object]:
     """Throughput of the members relative to plain training and to one set of factors, and memory relative to plain."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
     sync = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
     plain, late = Training(name, options, None, 1), Training(name, options, family, options.members)
-    ratio = compare(plain.round, late.round, options.pairs, warmup=2, synchronize=sync)
+    ratio = compare(plain.round, late.round, options.pairs, warmup=2, synchronize=sync, clock=clock)
     row: dict[str, object] = {"late-phase / plain, samples per second": dataclasses.asdict(ratio)}
     print(f"{name}, {family}: late-phase / plain, samples per second: {ratio}", flush=True)
     if family != "norm":
         alone = Training(name, options, family, 1)
-        ratio = compare(alone.round, late.round, options.pairs, warmup=2, synchronize=sync)
+        ratio = compare(alone.round, late.round, options.pairs, warmup=2, synchronize=sync, clock=clock)
         row["late-phase / one set of factors, samples per second"] = dataclasses.asdict(ratio)
         print(f"{name}, {family}: late-phase / one set of factors, samples per second: {ratio}", flush=True)
     assert late.late is not None
@@ -107,6 +109,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40, help="pairs of rounds, each of K minibatches")
     parser.add_argument("--only", help="part of a model's name")
     parser.add_argument("--families", nargs="*", help="families; by default all of the model")
+    parser.add_argument("--cpu-time", action="store_true", help="count the process's own seconds: for a busy machine")
     parser.add_argument("--json", help="write the table to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
