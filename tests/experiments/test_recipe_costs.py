@@ -47,7 +47,7 @@ def test_a_text_without_a_stated_size_is_read() -> None:
     samples = samples_of(load_recipe("text-small"))
     assert isinstance(samples, Characters)
     assert 250_000 < samples.train < 1_000_000
-    with pytest.raises(ExperimentError, match="there is no text nowhere.txt"):
+    with pytest.raises(ExperimentError, match=r"there is no text nowhere\.txt"):
         samples_of(load_recipe("text-small", ["--data.train=nowhere.txt"]))
 
 

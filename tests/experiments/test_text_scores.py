@@ -1,5 +1,6 @@
 """Bits per character against loops in float64, and the text that a model writes."""
 
+import itertools
 import math
 
 import pytest
@@ -106,7 +107,7 @@ def test_accuracy_counts_the_likeliest_character() -> None:
             return nn.functional.one_hot((tokens + 1) % V, V).double(), None
 
     tokens = text.corpus.test.tokens(slice(None)).tolist()
-    hits = sum((a + 1) % V == b for a, b in zip(tokens, tokens[1:], strict=False))
+    hits = sum((a + 1) % V == b for a, b in itertools.pairwise(tokens))
     scores = text.scores(Predictor(Successor(), task=text).score(text.test()))
     assert scores["accuracy"] == hits / 40
     p = math.e / (math.e + V - 1)

@@ -161,9 +161,7 @@ def _per_second(setting: Setting, runs: dict[str, list[dict[str, Any]]], method:
     if any(leg.begin == leg.until for leg in legs) or not all(seconds):
         return None
     return dict(
-        summarise(
-            [(leg.until - leg.begin) * cost * each / taken for leg, taken in zip(legs, seconds, strict=True)]
-        )
+        summarise([(leg.until - leg.begin) * cost * each / taken for leg, taken in zip(legs, seconds, strict=True)])
     )
 
 

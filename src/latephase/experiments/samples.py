@@ -49,7 +49,9 @@ class Images:
             ExperimentError: If it is none.
         """
         if batch_size > self.train:
-            raise ExperimentError(f"training.batch_size = {batch_size} is more than the {self.train} images to train on")
+            raise ExperimentError(
+                f"training.batch_size = {batch_size} is more than the {self.train} images to train on"
+            )
         return self.train // batch_size
 
     def build(self, config: Model) -> nn.Module:

@@ -66,8 +66,8 @@ def differences_figure(setting: dict[str, Any], name: str, limits: tuple[float, 
     return dots(
         name,
         f"{capital(score.name)}, set against {plain}",
-        f"Test {score.name} minus {plain}'s, seed by seed.{_lower(score)} Bars: 95% intervals; one clear of the line is "
-        "rarely chance.",
+        f"Test {score.name} minus {plain}'s, seed by seed.{_lower(score)} Bars: 95% intervals; one clear of the line "
+        "is rarely chance.",
         rows,
         axis=f"{score.name} minus {plain}{_unit(score)}",
         decimals=score.decimals,
@@ -132,12 +132,13 @@ def scores_figure(setting: dict[str, Any], metric: str, name: str) -> Figure:
         ensemble = None if values["ensemble"] is None else factor * values["ensemble"][metric]["mean"]
         rows.append(Dot(labelled(values), middle, low, high, look, group_of(method), ensemble))
     barred = any(row.bar is not None for row in rows)
+    better = "Higher" if score.more else "Lower"
     note = " Upright bar: the ensemble of the members' predictions." if barred else ""
     spread = " Bars: ± one standard error over seeds." if len(setting["seeds"]) > 1 else ""
     return dots(
         name,
         capital(score.name),
-        f"On the test {words.held_out}, mean over seeds.{spread} {'Higher' if score.more else 'Lower'} is better.{note}",
+        f"On the test {words.held_out}, mean over seeds.{spread} {better} is better.{note}",
         rows,
         axis=f"test {score.name}, {score.unit}".rstrip(", "),
         decimals=min(score.decimals, 3),
@@ -164,7 +165,8 @@ def curves_figure(setting: dict[str, Any], name: str) -> Figure:
     drawn: dict[str, dict[str, Any]] = {}
     for values in setting["methods"].values():
         drawn.setdefault(values["reads"], values)
-    series, seen = [], []
+    series: list[Series] = []
+    seen: list[float] = []
     for training, look in looks_of(drawn).items():
         values = drawn[training]
         x = values["curve"]["epoch"]
@@ -179,8 +181,8 @@ def curves_figure(setting: dict[str, Any], name: str) -> Figure:
     return curves(
         name,
         "Learning curves",
-        f"{capital(what)} on the {held_out} {words.held_out}, mean over seeds; late-phase training is the averaged model. Up to T0 the "
-        "methods are one and the same training.",
+        f"{capital(what)} on the {held_out} {words.held_out}, mean over seeds; late-phase training is the averaged "
+        "model. Up to T0 the methods are one and the same training.",
         series,
         x="epoch",
         y=f"{held_out} {what}{unit}",

@@ -111,7 +111,8 @@ def _block(block: Block, ids: dict[str, str]) -> str:
             rows = "".join(f"<dt>{escape(name)}</dt><dd>{_value(value)}</dd>" for name, value in entries)
             return f"<dl>{rows}</dl>"
         case Source(title, text, unfolded):
-            return f"<details{' open' if unfolded else ''}><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+            state = " open" if unfolded else ""
+            return f"<details{state}><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
         case Part(title):
             return f'<h3 id="{ids[title]}">{escape(title)}</h3>'
 

@@ -185,8 +185,8 @@ def members(setting: dict[str, Any]) -> str | None:
     over = "means over seeds, without an interval" if test["n"] > 1 else "one seed"
     of = "" if score.gap == score.name else f" in {score.name}"
     return (
-        f"The averaged model, which costs what one network costs, differs{of} by {ensemble} {score.gap} from the ensemble "
-        f"of its members' predictions and by {member} {score.gap} from the mean member ({over})."
+        f"The averaged model, which costs what one network costs, differs{of} by {ensemble} {score.gap} from the "
+        f"ensemble of its members' predictions and by {member} {score.gap} from the mean member ({over})."
     )
 
 

@@ -10,6 +10,7 @@ from latephase.experiments.report.looks import group_of, in_groups
 from latephase.experiments.report.numbers import MINUS, SCORES, difference, duration, labelled, mean, number
 from latephase.experiments.report.wording import wording
 
+
 def results_table(setting: dict[str, Any]) -> Table:
     """Every method's scores and its differences to base and SWA.
 

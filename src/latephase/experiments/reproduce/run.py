@@ -17,8 +17,8 @@ from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods import METHODS, method_names, parse_method
 from latephase.experiments.origin import commit, versions
 from latephase.experiments.recipe import load_recipe, scaled
-from latephase.experiments.reproduce.deviations import deviations
 from latephase.experiments.report.numbers import SCORES
+from latephase.experiments.reproduce.deviations import deviations
 from latephase.experiments.reproduce.tables import PaperTable, Row
 from latephase.experiments.samples import samples_of
 from latephase.experiments.study import compare
@@ -140,9 +140,7 @@ def _table(
     }
 
 
-def _row(
-    row: Row, metric: str, recipe: Recipe, results: dict[str, Any] | None, missing: str | None
-) -> dict[str, Any]:
+def _row(row: Row, metric: str, recipe: Recipe, results: dict[str, Any] | None, missing: str | None) -> dict[str, Any]:
     known = row.method in method_names()
     cost = cost_of(recipe, [row.method]) if known else None
     found: dict[str, Any] = {
