@@ -9,7 +9,7 @@ from latephase.evaluation import bins_of_sums
 from latephase.experiments.report.diagrams import Reliability, disagreement, reliability
 from latephase.experiments.report.document import Figure
 from latephase.experiments.report.looks import group_of, looks_of
-from latephase.experiments.report.numbers import SCORES, Score, labelled
+from latephase.experiments.report.numbers import SCORES, Score, has_members, labelled
 from latephase.experiments.report.plots import Dot, Series, curves, dots
 from latephase.experiments.report.sentences import capital
 from latephase.experiments.report.wording import wording
@@ -129,7 +129,7 @@ def scores_figure(setting: dict[str, Any], metric: str, name: str) -> Figure:
         summary = values["test"][metric]
         middle, error = factor * summary["mean"], summary["se"]
         low, high = (None, None) if error is None else (middle - factor * error, middle + factor * error)
-        ensemble = None if values["ensemble"] is None else factor * values["ensemble"][metric]["mean"]
+        ensemble = factor * values["ensemble"][metric]["mean"] if has_members(values) else None
         rows.append(Dot(labelled(values), middle, low, high, look, group_of(method), ensemble))
     barred = any(row.bar is not None for row in rows)
     better = "Higher" if score.more else "Lower"

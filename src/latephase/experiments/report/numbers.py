@@ -87,6 +87,19 @@ def labelled(method: dict[str, Any]) -> str:
     return method["label"] if cost == 1 else f"{method['label']}, {cost}\u00d7 the cost"
 
 
+def has_members(method: dict[str, Any]) -> bool:
+    """Whether a method has an ensemble to speak of, which one member alone is not.
+
+    Args:
+        method: A method of results.json.
+
+    Returns:
+        True for at least two members.
+    """
+    disagreement = method["disagreement"]
+    return method["ensemble"] is not None and (disagreement is None or len(disagreement) > 1)
+
+
 def mean(summary: dict[str, Any], metric: str) -> str:
     """A mean over seeds with its standard error.
 

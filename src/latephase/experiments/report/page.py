@@ -209,8 +209,8 @@ def _samples(setting: dict[str, Any], prefix: str, section: Section) -> None:
         Part("Samples"),
         Text(
             f"What each model of the first seed writes on from the same beginning of the test text, each character "
-            f"drawn at temperature {first['temperature']:g} with seed {first['seed']}. A page of text tells models of these "
-            "sizes apart poorly; the numbers above do."
+            f"drawn at temperature {first['temperature']:g} with seed {first['seed']}. A page of text tells such "
+            "models apart poorly; the numbers above do."
         ),
         Source("The beginning that they are given", first["prompt"], open=True),
     )

@@ -7,7 +7,16 @@ from typing import Any
 
 from latephase.experiments.report.document import Table
 from latephase.experiments.report.looks import group_of, in_groups
-from latephase.experiments.report.numbers import MINUS, SCORES, difference, duration, labelled, mean, number
+from latephase.experiments.report.numbers import (
+    MINUS,
+    SCORES,
+    difference,
+    duration,
+    has_members,
+    labelled,
+    mean,
+    number,
+)
 from latephase.experiments.report.wording import wording
 
 
@@ -22,6 +31,9 @@ def results_table(setting: dict[str, Any]) -> Table:
     """
     methods, words = setting["methods"], wording(setting)
     first, *others = words.metrics
+    if words.samples == "characters":
+        # Differences of bits are long, and this is the table that must fit a page; Brier scores stand in the others.
+        others = [metric for metric in others if metric != "brier"]
     against = [other for other in ("base", "swa") if any(other in m["against"] for m in methods.values())]
     unit = ", points" if words.score.gap == "points" else ""
     minus = [f"{MINUS} {methods[other]['label']}{unit}" for other in against]
@@ -36,7 +48,7 @@ def results_table(setting: dict[str, Any]) -> Table:
     units = (
         "NLL in nats, Brier 0 to 2, both lower is better. "
         if "nll" in others
-        else "Brier 0 to 2; of all scores but accuracy lower is better. "
+        else "Of all scores but accuracy lower is better. "
     )
     note = (
         f"Mean ± standard error over seeds. {units}"
@@ -97,7 +109,7 @@ def members_table(setting: dict[str, Any]) -> Table | None:
     """
     rows, metrics = [], wording(setting).metrics
     for values in setting["methods"].values():
-        if values["ensemble"] is None:
+        if not has_members(values):
             continue
         label = values["label"]
         named = [
@@ -163,7 +175,6 @@ def validation_table(setting: dict[str, Any]) -> Table | None:
         if values["validation"] is not None
     ]
     heads, title = ["method", *_heads(words.metrics)], f"Scores on the validation {words.held_out}"
-    # Images are scored on thousands of them; of a text, validation is what everything was chosen by, and shown openly.
     return _table(title, heads, rows, setting, folded=words.samples == "images") if rows else None
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.console import results_console
-from latephase.experiments.report.numbers import MINUS, SCORES, difference, duration, mean
+from latephase.experiments.report.numbers import MINUS, SCORES, difference, duration, has_members, mean
 from latephase.experiments.report.sentences import findings, headline
 from latephase.experiments.report.wording import wording
 
@@ -62,7 +62,7 @@ def _tables(setting: dict[str, Any], width: int) -> list[Table]:
     percent = " %" if words.score.unit == "%" else ""
     second: list[_Column] = [
         *((_head(metric), partial(_part, "test", metric)) for metric in words.metrics[1:]),
-        (f"ensemble{percent}", partial(_part, "ensemble", words.main)),
+        (f"ensemble{percent}", lambda m: _part("ensemble", words.main, m) if has_members(m) else ""),
         ("time", lambda m: duration(sum(m["seconds"][part]["mean"] for part in ("shared", "own", "evaluation")))),
     ]
     tables = []
@@ -113,4 +113,4 @@ def _against(other: str, metric: str, method: dict[str, Any]) -> str:
 
 
 def _part(part: str, metric: str, method: dict[str, Any]) -> str:
-    return "" if method[part] is None else mean({**method[part][metric], "se": None}, metric)
+    return mean({**method[part][metric], "se": None}, metric)
