@@ -13,8 +13,8 @@ Source: the authors' evaluation averages the outputs of the K normalisation laye
 \(\gamma, \beta, \mu, v\) is another, worse, approximation of it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,3 +115,29 @@ class NormFold:
         if self.late_shift and self.bias is not None:
             folded[self.bias] = exact_mean(stacks[self.bias])
         return folded
+
+
+def fold_together(folds: Sequence[NormFold], stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold many layers, all of one kind at once: a deep network has a hundred small ones.
+
+    Args:
+        folds: one a layer.
+        stacks: (K, C) by name; a shift that all members share comes as (1, C).
+
+    Returns:
+        (C,) in float64 for every name that a layer reads.
+    """
+    kinds: dict[tuple[object, ...], list[NormFold]] = {}
+    for fold in folds:
+        parts = [stacks[name] for name in fold.reads()]
+        plain = replace(fold, weight=fold.weight and "weight", bias=fold.bias and "bias", mean="mean", var="var")
+        kinds.setdefault((plain, *((part.dtype, part.device) for part in parts)), []).append(fold)
+    folded: dict[str, Tensor] = {}
+    for (plain, *_), layers in kinds.items():
+        assert isinstance(plain, NormFold)
+        columns = zip(*(layer.reads() for layer in layers), strict=True)
+        together = dict(zip(plain.reads(), columns, strict=True))
+        means = plain({role: torch.cat([stacks[name] for name in names], 1) for role, names in together.items()})
+        for role, names in together.items():
+            folded.update(zip(names, means[role].split([stacks[name].shape[1] for name in names]), strict=True))
+    return folded

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .averaging import exact_mean, rounded
 
@@ -20,13 +20,20 @@ def owned(gradient: Tensor) -> Tensor:
     return gradient if alone and gradient.device.type == "cpu" else gradient.clone()
 
 
-def add(sums: list[Tensor], gradients: list[Tensor]) -> None:
-    """Add gradients to the sums, in place in the list; sparse ones too."""
-    dense = [i for i, (a, b) in enumerate(zip(sums, gradients, strict=True)) if a.layout == b.layout == torch.strided]
-    if dense:
-        torch._foreach_add_([sums[i] for i in dense], [gradients[i] for i in dense])
-    for i in set(range(len(sums))).difference(dense):
-        sums[i] = sums[i] + gradients[i]
+def add_up(sums: dict[nn.Parameter, Tensor], gradients: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """Add every parameter's gradient to its sum; a first one becomes the sum. Sparse ones too."""
+    known, new = [], []
+    for parameter, gradient in gradients:
+        total = sums.get(parameter)
+        if total is None:
+            sums[parameter] = owned(gradient)
+        elif total.layout == gradient.layout == torch.strided:
+            known.append(total)
+            new.append(gradient)
+        else:
+            sums[parameter] = total + gradient
+    if known:
+        torch._foreach_add_(known, new)
 
 
 def cloned(state: dict[str, Any]) -> dict[str, Any]:

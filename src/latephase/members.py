@@ -1,16 +1,17 @@
 """The members: their values parked in stacks, one of them (or their average) in the model's own tensors."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from .averaging import NormFold, exact_mean, rounded, wide
+from .averaging import NormFold, exact_mean, fold_together, rounded, wide
 from .errors import LatePhaseError
 from .families import Installation
 from .families._family import AverageRule
 from .statistics import layers_with_statistics, statistics_of
+from .swap import Swap
 
 AVERAGE = -1
 """Stands for the average where otherwise a member's index says what is in the model."""
@@ -83,24 +84,6 @@ class Sites:
         return {**self.weights, **self.statistics}
 
 
-class _Swap:
-    """Copies between lists of tensors, batched by device and dtype, since a mixed list copies one tensor at a time."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index, tensor in enumerate(tensors):
-            kinds.setdefault((tensor.device, tensor.dtype), []).append(index)
-        self.order = list(kinds.values())
-
-    def split(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        return [[tensors[i] for i in group] for group in self.order]
-
-    @staticmethod
-    def copy(into: list[list[Tensor]], source: list[list[Tensor]]) -> None:
-        for a, b in zip(into, source, strict=True):
-            torch._foreach_copy_(a, b)
-
-
 class Members:
     """K members' values, stacked (K, ...), and the model's tensors in which they take turns.
 
@@ -124,12 +107,13 @@ class Members:
         self.live = [tensor.detach() for tensor in sites.own().values()]
         self.shared = [tensor.detach() for tensor in sites.shared.values()]
         self.stacks = [tensor.unsqueeze(0).repeat(count, *(1 for _ in tensor.shape)) for tensor in self.live]
-        swap = _Swap(self.live)
+        swap = Swap(self.live)
         self._live = swap.split(self.live)
-        self._rows = [swap.split([stack[k] for stack in self.stacks]) for k in range(count)]
+        self._rows = swap.rows(self.stacks, count)
         self._swap = swap
         self._kept: list[Tensor] = []
         self._average: list[Tensor] | None = None
+        self._places = self._addresses()
         self._seen = self._expecting = self._versions()
 
     def _versions(self) -> tuple[int, ...]:
@@ -140,7 +124,12 @@ class Members:
         """Forget the cached average: a member has other values now."""
         self._average = None
 
+    def _addresses(self) -> list[int]:
+        return [weight.data_ptr() for weight in self.sites.weights.values()]
+
     def _check_place(self) -> None:
+        if self._addresses() == self._places:
+            return
         for (name, weight), live in zip(self.sites.weights.items(), self.live, strict=False):
             if weight.data_ptr() != live.data_ptr():
                 raise LatePhaseError(
@@ -148,26 +137,24 @@ class Members:
                     "before start(), or save and resume"
                 )
 
-    @torch.no_grad()
     def park(self) -> None:
         """Write the values of the member in the model to its row of the stacks."""
         self._check_place()
         if self.content != AVERAGE:
-            _Swap.copy(self._rows[self.content], self._live)
-            if self._versions() != self._seen:
+            Swap.copy(self._rows[self.content], self._live)
+            if self._average is not None and self._versions() != self._seen:
                 self.changed()
 
-    @torch.no_grad()
     def bring(self, content: int) -> None:
         """Overwrite the model's tensors with a member's parked values, or with the average."""
         if content == AVERAGE:
             values = self._averages()
             if self.content != AVERAGE:
                 self._kept = [tensor.clone() for tensor in self.shared]
-            _Swap.copy(self._live, self._swap.split(values[: len(self.live)]))
+            Swap.copy(self._live, self._swap.split(values[: len(self.live)]))
             shared = values[len(self.live) :]
         else:
-            _Swap.copy(self._live, self._rows[content])
+            Swap.copy(self._live, self._rows[content])
             shared = self._kept if self.content == AVERAGE else []
         for tensor, value in zip(self.shared, shared, strict=False):
             tensor.copy_(value)
@@ -175,17 +162,19 @@ class Members:
             self._kept = []
         self.content = content
         self.version += 1
-        self._seen = self._versions()
+        if self._average is not None:
+            self._seen = self._versions()
         # Autocast keeps casted copies of the weights for as long as its context is open.
         torch.clear_autocast_cache()
 
     def show(self, content: int) -> None:
         """Bring a member or the average into the model, after parking what was there."""
         if content != self.content:
-            self.park()
-            if self.content != AVERAGE:
-                # What was written to `.data` has left no trace but the values themselves.
+            # What was written to `.data` has left no trace but the values themselves.
+            cached = self._average is not None and self.content != AVERAGE
+            if cached and not Swap.equal(self._rows[self.content], self._live):
                 self.changed()
+            self.park()
             self.bring(content)
 
     @torch.no_grad()
@@ -262,6 +251,7 @@ class Members:
     def _averages(self) -> list[Tensor]:
         if self._average is None:
             self._average = self._compute(fold=True)
+            self._seen = self._versions()
         return self._average
 
     def _compute(self, fold: bool) -> list[Tensor]:
@@ -270,8 +260,11 @@ class Members:
             stacks = dict(zip(self.names, self.stacks, strict=True))
             whole = stacks | {name: value.clone().unsqueeze(0) for name, value in self.shared_values().items()}
             averages: dict[str, Tensor] = {}
+            folds = [rule for _, rule in self.sites.rules if isinstance(rule, NormFold)]
+            if fold:
+                averages.update(fold_together(folds, whole))
             for reads, rule in self.sites.rules:
-                if fold or not isinstance(rule, NormFold):
+                if not isinstance(rule, NormFold):
                     averages.update(rule({name: whole[name] for name in reads}))
             for name, stack in whole.items():
                 mean = averages[name] if name in averages else exact_mean(stack)

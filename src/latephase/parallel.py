@@ -73,7 +73,13 @@ class Stacks:
             name: nn.Parameter(of[name], requires_grad=live.requires_grad) for name, live in self.live.items()
         }
         self.buffers = {name: of[name] for name in members.sites.statistics}
+        self.rows = {
+            live: [nn.Parameter(row, requires_grad=live.requires_grad) for row in of[name].unbind()]
+            for name, live in self.live.items()
+        }
+        """Every member's own weights as parameters, for an optimizer to step all in one call."""
         self.owners = _owners(model, self.live)
+        self.run: Callable[..., Any] = self._vectorised
         # A cumulative average (momentum=None) divides by its count, a number that all members must share.
         self.counts = {
             f"{name}.num_batches_tracked" if name else "num_batches_tracked"
@@ -93,6 +99,17 @@ class Stacks:
             counts[name] = values[0].clone()
         return counts
 
+    def _vectorised(
+        self, weights: Mapping[str, Tensor], stacked: dict[str, Tensor], counts: dict[str, Tensor], inputs: Any
+    ) -> Any:
+        def one(own: Mapping[str, Tensor], buffers: dict[str, Tensor], tree: Any) -> Any:
+            args, kwargs = tree
+            tied = {path: own[name] for path, name in self.owners.items()}
+            return functional_call(self.model, {**tied, **buffers, **counts}, args, kwargs, tie_weights=False)
+
+        in_dims = (0, 0, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, inputs))
+        return torch.vmap(one, in_dims=in_dims, randomness="different")(weights, stacked, inputs)
+
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Outputs (K*B, ...) of members on their shares; the stacks' running statistics move as in training."""
         members = self.members
@@ -101,17 +118,9 @@ class Stacks:
         members.changed()
         counts = self._shared_counts()
         stacked = {name: value for name, value in self.buffers.items() if name not in counts}
-
-        def one(weights: Mapping[str, Tensor], buffers: dict[str, Tensor], tree: Any) -> Any:
-            inner_args, inner_kwargs = tree
-            tied = {path: weights[name] for path, name in self.owners.items()}
-            values = {**tied, **buffers, **counts}
-            return functional_call(self.model, values, inner_args, inner_kwargs, tie_weights=False)
-
-        in_dims = (0, 0, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, inputs))
         try:
             with _batchable_attention(members.stacks[0].device):
-                outputs = torch.vmap(one, in_dims=in_dims, randomness="different")(self.weights, stacked, inputs)
+                outputs = self.run(self.weights, stacked, counts, inputs)
         except RuntimeError as error:
             missing = _NO_RULE.search(str(error))
             if missing is None:
@@ -139,7 +148,8 @@ class ParallelPass:
     def __init__(self, stacks: Stacks, factor: float) -> None:
         self.stacks, self.factor = stacks, factor
         self.has_gradients = False
-        self._marks: dict[str, tuple[Tensor, Tensor]] = {}
+        self._names = {live: name for name, live in stacks.live.items()}
+        self._marks: dict[str, tuple[Tensor, int, int]] = {}
         for leaf in stacks.weights.values():
             leaf.grad = None
         self._handles = [
@@ -153,8 +163,9 @@ class ParallelPass:
 
         def mark(leaf: Tensor) -> None:
             assert leaf.grad is not None
-            shown = leaf.grad[self.stacks.members.content].clone()
-            self._marks[name] = shown, shown.clone()
+            content = self.stacks.members.content
+            shown = leaf.grad[content].clone()
+            self._marks[name] = shown, shown._version, content
             self.stacks.live[name].grad = shown
             self.has_gradients = True
 
@@ -173,40 +184,77 @@ class ParallelPass:
         return self.has_gradients and all(self.stacks.live[name].grad is None for name in self._marks)
 
     def _check_scale(self, steps: "Steps") -> None:
-        names = {live: name for name, live in self.stacks.live.items()}
-        marks = [(p, *self._marks[names[p]]) for p in steps.late if names[p] in self._marks]
-        scaled = getattr(steps.optimizer, "grad_scale", None) is not None
-        if scaled or any(
-            p.grad is not shown or not torch.allclose(shown, kept, rtol=0.0, atol=0.0, equal_nan=True)
-            for p, shown, kept in marks
-        ):
+        if getattr(steps.optimizer, "grad_scale", None) is not None or any(self._rescaled(p) for p in steps.late):
             raise LatePhaseError(
                 "parallel: gradients were changed between backward and step (by a GradScaler, clipping, or zeroing in "
                 "place), which would reach one member only; use bfloat16 without a scaler, or the loop"
             )
 
+    def _rescaled(self, live: nn.Parameter) -> bool:
+        name = self._names[live]
+        if name not in self._marks:
+            return False
+        shown, version, content = self._marks[name]
+        # Only where something was written do the values tell: clipping may multiply by one. To look at them always
+        # would make the device wait.
+        return live.grad is not shown or (
+            shown._version != version and not torch.allclose(shown, self._gradient(live)[content], 0.0, 0.0, True)
+        )
+
+    def _gradient(self, live: nn.Parameter) -> Tensor:
+        gradient = self.stacks.weights[self._names[live]].grad
+        assert gradient is not None
+        return gradient
+
     def replay(self, steps: "Steps") -> None:
-        """Step every member but the last, through the optimizer's own `step`; leave the last one's gradients in place.
+        """Step the members with their own gradients, through the optimizer's own `step`.
+
+        Torch's own optimizers take every member's weights as parameters beside each other, and step them in one call.
+        Others may know a parameter by its identity: they get the model's own, one member after the other, and the last
+        member's gradients are left in place.
 
         Raises:
             LatePhaseError: the gradients were rescaled after the backward.
         """
         self._check_scale(steps)
+        late = [live for live in steps.late if self.stacks.weights[self._names[live]].grad is not None]
+        if type(steps.optimizer).__module__.startswith("torch.optim."):
+            self._step_together(steps, late)
+        else:
+            self._step_in_turn(steps)
+        base = [parameter for parameter in steps.base if parameter.grad is not None]
+        scaled = torch._foreach_mul([parameter.grad for parameter in base], self.factor) if base else ()
+        for parameter, gradient in zip(base, scaled, strict=True):
+            parameter.grad = gradient
+
+    def _step_together(self, steps: "Steps", late: list[nn.Parameter]) -> None:
         members, last = self.stacks.members, self.stacks.members.count - 1
-        names = {live: name for name, live in self.stacks.live.items()}
+        rows = {live: self.stacks.rows[live] for live in late}
+        scaled = torch._foreach_mul([self._gradient(live) for live in late], self.factor) if late else ()
+        for live, gradient in zip(late, scaled, strict=True):
+            live.grad = None
+            for row, its in zip(rows[live], gradient.unbind(), strict=True):
+                row.grad = its
+        steps.step_members(rows)
+        for each in rows.values():
+            for row in each:
+                row.grad = None
+        members.changed()
+        steps.bring(last)
+        members.bring(last)
+
+    def _step_in_turn(self, steps: "Steps") -> None:
+        members, last = self.stacks.members, self.stacks.members.count - 1
         for member in range(members.count):
             if member > 0:
                 steps.bring(member)
             members.show(member)
             for live in steps.late:
-                gradient = self.stacks.weights[names[live]].grad
+                gradient = self.stacks.weights[self._names[live]].grad
                 live.grad = None if gradient is None else gradient[member] * self.factor
             if member < last:
                 steps.step_late()
                 steps.park(member)
-        for parameter in steps.base:
-            if parameter.grad is not None:
-                parameter.grad = parameter.grad * self.factor
 
 
 class ParallelModule(nn.Module):

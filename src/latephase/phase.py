@@ -291,6 +291,19 @@ class LatePhase:
         mean = choice("reduction", reduction, ("mean", "sum")) == "mean"
         return self._life.parallel(args, kwargs, mean)
 
+    def compile_parallel(self, **options: Any) -> None:
+        """Compile the pass of all members. A compiled model is compiled for the loop; `parallel` runs it uncompiled.
+
+        Args:
+            options: of `torch.compile`, such as mode or fullgraph.
+
+        Raises:
+            LatePhaseError: before `start()` or after `collapse()`.
+        """
+        self._life.late("compile_parallel()")
+        stacks = self._life.stacks
+        stacks.run = torch.compile(stacks.run, **options)
+
     def parallel_module(self) -> ParallelModule:
         """`parallel` as a module whose parameters are the base weights and the members' stacks, for DDP to wrap."""
         self._life.late("parallel_module()")

@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from .distributed import State
 from .errors import LatePhaseError
-from .gradients import add, cloned, mean_state, owned
+from .gradients import add_up, cloned, mean_state, owned
+from .stand_ins import standing_in
 
 
 class Turns(Protocol):
@@ -131,16 +132,18 @@ class Steps:
             self._gathers = [p.register_post_accumulate_grad_hook(self._gather) for p in self.base if p.requires_grad]
 
     def park(self, member: int) -> None:
-        """Put the member's state away; it is moved, never copied."""
+        """Note where the member's state is; it is never copied."""
         state = self.optimizer.state
-        self.states[member] = {p: state.pop(p) for p in self.late if p in state}
+        self.states[member] = {p: state[p] for p in self.late if p in state}
 
     def bring(self, member: int) -> None:
-        """Make the member's state the optimizer's."""
-        for parameter in self.late:
-            self.optimizer.state.pop(parameter, None)
-        for parameter, values in self.states[member].items():
-            self.optimizer.state[parameter] = values
+        """Make the member's state the optimizer's, in place of the one that is there."""
+        state, values = self.optimizer.state, self.states[member]
+        state.update(values)
+        if len(values) < len(self.late):
+            for parameter in self.late:
+                if parameter not in values:
+                    state.pop(parameter, None)
 
     def average_states(self, present: int) -> None:
         """Leave the optimizer with the mean of the members' states: for weights that have become their average."""
@@ -190,7 +193,7 @@ class Steps:
     @torch.no_grad()
     def _withhold(self) -> None:
         """Take the base gradients away, or, on the last turn, put the round's sum in their place."""
-        taken = [(p, p.grad.detach()) for p in self.base if p.grad is not None]
+        taken = [(p, g.detach() if g.requires_grad else g) for p in self.base if (g := p.grad) is not None]
         if not taken and not self._gathered and all(p.grad is None for p in self.late):
             # Without gradients it is not a turn, unless another optimizer has some; then the sum is due all the same.
             self._idle = not (self.turns.several and self.turns.last and self.sums and not self.done)
@@ -229,20 +232,29 @@ class Steps:
         base = [(p, p.grad) for p in self.base]
         for parameter, _ in base:
             parameter.grad = None
+        self._step()
+        for parameter, gradient in base:
+            parameter.grad = gradient
+        for parameter in self.late:
+            parameter.grad = None
+
+    def step_members(self, rows: dict[nn.Parameter, list[nn.Parameter]]) -> None:
+        """Step all members alone: for each late-phase weight there are their own, which stand in for it."""
+        with standing_in(self.optimizer, self.states, rows):
+            self._step()
+
+    def _step(self) -> None:
         self.nested = True
         try:
             self.optimizer.step()
         finally:
             self.nested = False
         self.restore_counters()
-        for parameter, gradient in base:
-            parameter.grad = gradient
-        for parameter in self.late:
-            parameter.grad = None
 
     def _hand_over(self, base: list[nn.Parameter], scale: Tensor | None) -> None:
         """Give the base weights the round's gradient: gamma times the sum of the members'."""
         sums: list[Tensor | None] = []
+        dense: list[tuple[Tensor, Tensor]] = []
         for parameter in base:
             gradient, gathered = parameter.grad, self.sums.get(parameter)
             if gathered is not None and scale is not None:
@@ -252,9 +264,12 @@ class Steps:
                 alone = gathered if gathered is None or self.in_place else gathered.clone()
                 sums.append(alone if gradient is None else gradient)
             elif gradient.layout == gathered.layout == torch.strided:
-                sums.append(gradient.add_(gathered))
+                dense.append((gradient, gathered))
+                sums.append(gradient)
             else:
                 sums.append(gathered + gradient)
+        if dense:
+            torch._foreach_add_([gradient for gradient, _ in dense], [gathered for _, gathered in dense])
         sums = self.turns.sum_over_ranks(sums, base)
         gamma = self.turns.base_gradient
         present = [total for total in sums if total is not None]
@@ -277,14 +292,7 @@ class Steps:
             self.sums.clear()
         else:
             self.restore_counters()
-            known = [(p, g) for p, g in self._pending if p in self.sums]
-            sums = [self.sums[p] for p, _ in known]
-            if known:
-                add(sums, [g for _, g in known])
-                self.sums.update(zip((p for p, _ in known), sums, strict=True))
-            for parameter, gradient in self._pending:
-                if parameter not in self.sums:
-                    self.sums[parameter] = owned(gradient)
+            add_up(self.sums, self._pending)
         self._pending = None
         self._gathered = False
         self.turns.stepped(self, moved=True)
