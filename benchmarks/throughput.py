@@ -6,6 +6,7 @@ Prints a table; --json writes it with device, versions and commit.
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,9 +25,10 @@ class Training:
     """A WRN and its SGD, stepping over a few resident batches.
 
     Args:
-        options: batch size, depth, width, device, memory format, members.
-        kind: "plain", "late-phase", "no step" (the limit: forward and backward alone) or "accumulation" (gradients
-            added up over K minibatches, one step of everything).
+        options: batch size, depth, width, device, memory format, members, precision, whether to compile.
+        kind: "plain", "late-phase", "late-phase, in place", "late-phase, parallel" (a round in one pass), "no step"
+            (the limit: forward and backward alone) or "accumulation" (gradients added up over K minibatches, one step
+            of everything).
     """
 
     def __init__(self, options: argparse.Namespace, kind: str) -> None:
@@ -34,6 +36,8 @@ class Training:
         device = torch.device(options.device)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.kind, self.members, self.done = kind, options.members, 0
+        self.late: latephase.LatePhase | None = None
+        self.precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=options.bf16)
         model = WideResNet(options.depth, options.width, classes=CLASSES)
         self.model: nn.Module = model.to(device, memory_format=layout)
         self.optimizer = torch.optim.SGD(
@@ -51,6 +55,13 @@ class Training:
             self.late = latephase.LatePhase(self.model, members=options.members, accumulate=accumulate)
             self.late.optimizer(self.optimizer)
             self.late.start()
+        if options.compile and kind.endswith("parallel"):
+            self.late.compile_parallel()
+        elif options.compile:
+            self.model.compile()
+        if kind.endswith("parallel"):
+            every = [self.batches[k % 2] for k in range(self.members)]
+            self.batches = [tuple(torch.cat(parts) for parts in zip(*every, strict=True))]
 
     def step(self) -> None:
         """One minibatch."""
@@ -58,7 +69,10 @@ class Training:
         accumulating = self.kind == "accumulation" and self.done % self.members
         if not accumulating:
             self.optimizer.zero_grad()
-        functional.cross_entropy(self.model(x), y).backward()
+        forward = self.late.parallel if self.kind.endswith("parallel") else self.model
+        with self.precision():
+            loss = functional.cross_entropy(forward(x), y)
+        loss.backward()
         self.done += 1
         if self.kind == "no step" or (self.kind == "accumulation" and self.done % self.members):
             return
@@ -66,7 +80,7 @@ class Training:
 
     def round(self) -> None:
         """As many minibatches as there are members."""
-        for _ in range(self.members):
+        for _ in range(1 if self.kind.endswith("parallel") else self.members):
             self.step()
 
 
@@ -81,11 +95,43 @@ def evaluation(options: argparse.Namespace, plain: nn.Module, collapsed: nn.Modu
 
         return run
 
-    return compare(forward(plain.eval()), forward(collapsed.eval()), pairs, synchronize=_sync(options))
+    return compare(forward(plain.eval()), forward(collapsed.eval()), pairs, synchronize=synchronizer(options.device))
 
 
-def _sync(options: argparse.Namespace) -> Callable[[], None]:
-    return torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
+def synchronizer(device: str) -> Callable[[], None]:
+    """What waits for a device."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+def above(work: Callable[[], object], device: torch.device) -> int:
+    """Peak of the memory that a piece of work allocates, above what stands before it."""
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    return peak_bytes(work, device) - before
+
+
+def memory(options: argparse.Namespace, plain: Training) -> tuple[dict[str, float], latephase.LatePhase]:
+    """Peaks in bytes and relative to plain training, and the phase they are of."""
+    late, frugal = Training(options, "late-phase"), Training(options, "late-phase, in place")
+    for training in (late, frugal):
+        training.round()
+    device = torch.device(options.device)
+    peaks = [above(training.round, device) for training in (plain, late, frugal)]
+    resident = resident_bytes(plain.model, plain.optimizer)
+    gradients = sum(p.numel() * p.element_size() for p in late.late.base_parameters())
+    found: dict[str, float] = {
+        "plain": resident + peaks[0],
+        "late-phase": resident + peaks[1] + parked_bytes(late.late),
+        "late-phase, in place": resident + peaks[2] + parked_bytes(frugal.late),
+        "parked members": parked_bytes(late.late),
+        "base gradients": gradients,
+    }
+    found["late-phase without parked members and one copy of the base gradients / plain"] = (
+        found["late-phase"] - found["parked members"] - gradients
+    ) / found["plain"]
+    found["in place, without parked members / plain"] = (
+        found["late-phase, in place"] - found["parked members"]
+    ) / found["plain"]
+    return found, late.late
 
 
 def main() -> None:
@@ -99,6 +145,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--contiguous", dest="channels_last", action="store_false")
+    parser.add_argument("--bf16", action="store_true", help="autocast")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--limits", action="store_true", help="also: no optimizer step, and accumulation alone")
     parser.add_argument("--json", help="write the table to this file")
     options = parser.parse_args()
@@ -109,35 +157,16 @@ def main() -> None:
     kinds = ["late-phase", "late-phase, in place"] + (["no step", "accumulation"] if options.limits else [])
     for kind in kinds:
         other = Training(options, kind)
-        ratio = compare(plain.round, other.round, options.pairs, synchronize=_sync(options))
+        ratio = compare(plain.round, other.round, options.pairs, synchronize=synchronizer(options.device))
         rows[f"{kind} / plain, samples per second"] = vars(ratio)
         print(f"{kind} / plain, samples per second: {ratio}", flush=True)
 
-    late, frugal = Training(options, "late-phase"), Training(options, "late-phase, in place")
-    for training in (late, frugal):
-        training.round()
-    device = torch.device(options.device)
-    peaks = [peak_bytes(training.round, device) for training in (plain, late, frugal)]
-    resident = resident_bytes(plain.model, plain.optimizer)
-    gradients = sum(p.numel() * p.element_size() for p in late.late.base_parameters())
-    memory = {
-        "plain": resident + peaks[0],
-        "late-phase": resident + peaks[1] + parked_bytes(late.late),
-        "late-phase, in place": resident + peaks[2] + parked_bytes(frugal.late),
-        "parked members": parked_bytes(late.late),
-        "base gradients": gradients,
-    }
-    memory["late-phase without parked members and one copy of the base gradients / plain"] = (
-        memory["late-phase"] - memory["parked members"] - gradients
-    ) / memory["plain"]
-    memory["in place, without parked members / plain"] = (
-        memory["late-phase, in place"] - memory["parked members"]
-    ) / memory["plain"]
-    rows["peak memory, bytes"] = memory
-    for name, value in memory.items():
+    peaks, late = memory(options, plain)
+    rows["peak memory, bytes"] = peaks
+    for name, value in peaks.items():
         print(f"peak memory: {name}: {value:,.4g}" if value < 10 else f"peak memory: {name}: {value:,.0f} bytes")
 
-    collapsed = late.late.collapse()
+    collapsed = late.collapse()
     ratio = evaluation(options, plain.model, collapsed, options.pairs)
     rows["eval of the collapsed model / plain, samples per second"] = vars(ratio)
     print(f"eval of the collapsed model / plain, samples per second: {ratio}")

@@ -83,6 +83,10 @@ class Training:
         return traffic
 
 
+def waits(traffic: Traffic) -> int:
+    return sum(traffic.calls[name] for name in WAITS)
+
+
 def difference(one: Counter, other: Counter) -> dict[str, int]:
     return {name: one[name] - other[name] for name in sorted({*one, *other}) if one[name] != other[name]}
 
@@ -141,9 +145,9 @@ def test_a_parallel_round_has_as_many_operators_for_any_number_of_members(optimi
 @pytest.mark.parametrize("optimizer", ["sgd, foreach", "sgd, fused", "adamw, fused"])
 def test_no_step_makes_the_host_wait(optimizer: str) -> None:
     late = Training(optimizer, 3)
-    for work in (*[late.step] * 3, late.round):
-        calls = late.count(work).calls
-        assert not [name for name in WAITS if calls[name]]
+    for _ in range(3):
+        assert waits(late.count(late.step)) == 0
+    assert waits(late.count(late.round)) == 1  # has a scaler or clipping changed the gradients of one member?
 
 
 def test_the_average_is_computed_once_for_each_update() -> None:

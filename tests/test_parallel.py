@@ -210,3 +210,31 @@ def test_k_equal_members_and_batches_stay_equal(name: str) -> None:
     for stack in late.state_dict()["values"].values():
         for row in stack[1:]:
             torch.testing.assert_close(row, stack[0], rtol=1e-9, atol=1e-9)
+
+
+class Own(torch.optim.SGD):
+    """An optimizer that is not torch's, and knows its parameters by what they are."""
+
+    def step(self, closure=None):
+        assert self.known >= {id(p) for group in self.param_groups for p in group["params"]}
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("case", [Case(), Case("ln_mlp", "full"), Case("bn_cnn", "rank-one", gamma="mean")], ids=str)
+def test_an_optimizer_of_ones_own_steps_the_models_own_parameters(case: Case, monkeypatch) -> None:
+    def build(parameters, **options):
+        optimizer = Own(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-3, **options)
+        optimizer.known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return optimizer
+
+    judge = run_reference(case, 6)
+    monkeypatch.setitem(OPTIMIZERS, "nesterov", build)
+    _, optimizer, late = case.attach()
+    optimizer.known |= {id(p) for p in late.late_parameters()}  # factors join the groups of their weights
+    train(case, late.model, optimizer, case.batches(case.start))
+    late.start()
+    for x, y in chunks(case, 2):
+        optimizer.zero_grad()
+        F.cross_entropy(late.parallel(x), y).backward()
+        optimizer.step()
+    assert_matches(late, judge, 1e-11)

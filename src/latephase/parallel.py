@@ -149,7 +149,7 @@ class ParallelPass:
         self.stacks, self.factor = stacks, factor
         self.has_gradients = False
         self._names = {live: name for name, live in stacks.live.items()}
-        self._marks: dict[str, tuple[Tensor, int, int]] = {}
+        self._marks: dict[str, tuple[Tensor, int]] = {}
         for leaf in stacks.weights.values():
             leaf.grad = None
         self._handles = [
@@ -165,7 +165,7 @@ class ParallelPass:
             assert leaf.grad is not None
             content = self.stacks.members.content
             shown = leaf.grad[content].clone()
-            self._marks[name] = shown, shown._version, content
+            self._marks[name] = shown, content
             self.stacks.live[name].grad = shown
             self.has_gradients = True
 
@@ -184,22 +184,24 @@ class ParallelPass:
         return self.has_gradients and all(self.stacks.live[name].grad is None for name in self._marks)
 
     def _check_scale(self, steps: "Steps") -> None:
-        if getattr(steps.optimizer, "grad_scale", None) is not None or any(self._rescaled(p) for p in steps.late):
+        if getattr(steps.optimizer, "grad_scale", None) is not None or self._rescaled(steps.late):
             raise LatePhaseError(
                 "parallel: gradients were changed between backward and step (by a GradScaler, clipping, or zeroing in "
                 "place), which would reach one member only; use bfloat16 without a scaler, or the loop"
             )
 
-    def _rescaled(self, live: nn.Parameter) -> bool:
-        name = self._names[live]
-        if name not in self._marks:
-            return False
-        shown, version, content = self._marks[name]
-        # Only where something was written do the values tell: clipping may multiply by one. To look at them always
-        # would make the device wait.
-        return live.grad is not shown or (
-            shown._version != version and not torch.allclose(shown, self._gradient(live)[content], 0.0, 0.0, True)
-        )
+    def _rescaled(self, late: list[nn.Parameter]) -> bool:
+        """Whether gradients are no longer those of the backward; a scaler's change leaves no trace but the values."""
+        marks = [(live, *self._marks[name]) for live in late if (name := self._names[live]) in self._marks]
+        if any(live.grad is not shown for live, shown, _ in marks):
+            return True
+        kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for live, shown, content in marks:
+            now, then = kinds.setdefault((shown.device, shown.dtype), ([], []))
+            now.append(shown.flatten())
+            then.append(self._gradient(live)[content].flatten())
+        # One comparison for all, since each makes the device wait.
+        return not all(torch.allclose(torch.cat(now), torch.cat(then), 0.0, 0.0, True) for now, then in kinds.values())
 
     def _gradient(self, live: nn.Parameter) -> Tensor:
         gradient = self.stacks.weights[self._names[live]].grad
