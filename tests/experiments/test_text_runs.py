@@ -277,9 +277,14 @@ def paired(value: float, half: float) -> dict[str, Any]:
         (
             -0.03,
             0.01,
-            f"0.0300 bits per character better than plain Adam (95% interval {MINUS}0.0400 to {MINUS}0.0200).",
+            "0.0300 bits per character better than plain Adam "
+            f"(95% interval of the difference {MINUS}0.0400 to {MINUS}0.0200).",
         ),
-        (0.03, 0.01, "0.0300 bits per character worse than plain Adam (95% interval 0.0200 to 0.0400)."),
+        (
+            0.03,
+            0.01,
+            "0.0300 bits per character worse than plain Adam (95% interval of the difference 0.0200 to 0.0400).",
+        ),
         (-0.01, 0.02, f"not told apart: the difference is {MINUS}0.0100 [{MINUS}0.0300, +0.0100] bits per character."),
     ],
 )

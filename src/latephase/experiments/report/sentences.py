@@ -34,10 +34,12 @@ def headline(setting: dict[str, Any]) -> str:
             f"{words.weights} and {words.plain} are not told apart: the difference{of} is "
             f"{difference(paired, words.main)} {score.gap}."
         )
+    # Where less is better a gain is a negative difference.
+    of = "" if score.more else " of the difference"
     size = number(abs(score.factor * paired["mean"]), score.decimals)
     return (
         f"{words.weights} are {size} {score.gap} {'better' if words.better(paired) else 'worse'} than {words.plain} "
-        f"(95% interval {interval(paired, words.main)})."
+        f"(95% interval{of} {interval(paired, words.main)})."
     )
 
 
