@@ -127,14 +127,13 @@ def fold_together(folds: Sequence[NormFold], stacks: Mapping[str, Tensor]) -> di
     Returns:
         (C,) in float64 for every name that a layer reads.
     """
-    kinds: dict[tuple[object, ...], list[NormFold]] = {}
+    kinds: dict[tuple[NormFold, tuple[object, ...]], list[NormFold]] = {}
     for fold in folds:
         parts = [stacks[name] for name in fold.reads()]
         plain = replace(fold, weight=fold.weight and "weight", bias=fold.bias and "bias", mean="mean", var="var")
-        kinds.setdefault((plain, *((part.dtype, part.device) for part in parts)), []).append(fold)
+        kinds.setdefault((plain, tuple((part.dtype, part.device) for part in parts)), []).append(fold)
     folded: dict[str, Tensor] = {}
-    for (plain, *_), layers in kinds.items():
-        assert isinstance(plain, NormFold)
+    for (plain, _), layers in kinds.items():
         columns = zip(*(layer.reads() for layer in layers), strict=True)
         together = dict(zip(plain.reads(), columns, strict=True))
         means = plain({role: torch.cat([stacks[name] for name in names], 1) for role, names in together.items()})

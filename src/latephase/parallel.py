@@ -224,9 +224,9 @@ class ParallelPass:
             self._step_together(steps, late)
         else:
             self._step_in_turn(steps)
-        base = [parameter for parameter in steps.base if parameter.grad is not None]
-        scaled = torch._foreach_mul([parameter.grad for parameter in base], self.factor) if base else ()
-        for parameter, gradient in zip(base, scaled, strict=True):
+        base = [(parameter, gradient) for parameter in steps.base if (gradient := parameter.grad) is not None]
+        scaled = torch._foreach_mul([gradient for _, gradient in base], self.factor) if base else ()
+        for (parameter, _), gradient in zip(base, scaled, strict=True):
             parameter.grad = gradient
 
     def _step_together(self, steps: "Steps", late: list[nn.Parameter]) -> None:

@@ -139,7 +139,8 @@ class Steps:
     def bring(self, member: int) -> None:
         """Make the member's state the optimizer's, in place of the one that is there."""
         state, values = self.optimizer.state, self.states[member]
-        state.update(values)
+        for parameter, its in values.items():
+            state[parameter] = its
         if len(values) < len(self.late):
             for parameter in self.late:
                 if parameter not in values:
