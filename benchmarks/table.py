@@ -55,10 +55,11 @@ class Row:
 
 def settings(options: Options, **changes: object) -> Options:
     """Those of one row: WRN-16-2, batch 32, channels-last, K = 10; with --tiny the smallest network."""
-    own = {"depth": 16, "width": 2, "batch": 32, "members": 10, "channels_last": True, "bf16": False, "compile": False}
+    own = {"depth": 16, "width": 2, "batch": 32, "members": 10, "channels_last": True, "bf16": False, "compile": None}
     own |= changes
     if options.tiny:
         own |= {"depth": 10, "width": 1, "batch": 2, "members": min(int(str(own["members"])), 4)}
+        own["compile"] = own["compile"] and "eager"
     return Options(device=options.device, **own)
 
 
@@ -284,10 +285,10 @@ ROWS = [
     Row("the same / K copies with K+1 optimizers, channels-last", ">= 1.0", against_naive(True)),
     Row("LSTM-500, B=32, T=128, rank-1, K=10: loop / plain", ">= 0.98", lstm),
     Row("WRN-28-10, B=128, bf16: loop / plain", ">= 1.00", against_plain("late-phase", **WRN_28), True),
-    Row("the same, compiled", ">= 1.00", against_plain("late-phase", **WRN_28, compile=True), True),
+    Row("the same, compiled", ">= 1.00", against_plain("late-phase", **WRN_28, compile="inductor"), True),
     Row("WRN-16-1, B=64: parallel / plain at B", ">= 4", against_plain("late-phase, parallel", **SMALL), True),
     Row("WRN-16-1, B=64: parallel / plain at K*B", ">= 0.90", one_large_batch(**SMALL), True),
-    Row("the same, compiled", ">= 0.90", one_large_batch(**SMALL, compile=True), True),
+    Row("the same, compiled", ">= 0.90", one_large_batch(**SMALL, compile="inductor"), True),
     Row("transformer, norms: parallel / plain at K*B", ">= 0.90", transformer("norm"), True),
     Row("transformer, LoRA: parallel / plain at K*B", ">= 0.90", transformer(latephase.LoRA(rank=8)), True),
     Row("peak memory, loop, bytes", "<= 1.02 x plain + stacks + base gradients; in place without these", loop_memory),
@@ -304,7 +305,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--only", default="", help="part of a row's name")
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of rows' names")
     parser.add_argument("--tiny", action="store_true", help="every row, at sizes whose figures mean nothing")
     parser.add_argument("--cpu-time", action="store_true", help="count the process's own seconds: for a busy machine")
     parser.add_argument("--json", help="file to write; by default results/speed/DEVICE.json, and none with --tiny")
@@ -313,7 +314,7 @@ def main() -> None:
     measured = environment(torch.device(options.device))
     rows = []
     for row in ROWS:
-        if options.only in row.work:
+        if any(part in row.work for part in options.only):
             skipped = row.accelerator and not options.device.startswith("cuda") and not options.tiny
             found = ACCELERATOR if skipped else row.measure(options)
             rows.append({"work": row.work, "target": row.target, "measured": found})

@@ -56,9 +56,9 @@ class Training:
             self.late.optimizer(self.optimizer)
             self.late.start()
         if options.compile and kind.endswith("parallel"):
-            self.late.compile_parallel()
+            self.late.compile_parallel(backend=options.compile)
         elif options.compile:
-            self.model.compile()
+            self.model.compile(backend=options.compile)
         if kind.endswith("parallel"):
             every = [self.batches[k % 2] for k in range(self.members)]
             self.batches = [tuple(torch.cat(parts) for parts in zip(*every, strict=True))]
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--contiguous", dest="channels_last", action="store_false")
     parser.add_argument("--bf16", action="store_true", help="autocast")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="?", const="inductor", help="with torch.compile, and this backend of it")
     parser.add_argument("--limits", action="store_true", help="also: no optimizer step, and accumulation alone")
     parser.add_argument("--json", help="write the table to this file")
     options = parser.parse_args()
