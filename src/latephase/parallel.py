@@ -149,7 +149,7 @@ class ParallelPass:
         self.stacks, self.factor = stacks, factor
         self.has_gradients = False
         self._names = {live: name for name, live in stacks.live.items()}
-        self._marks: dict[str, tuple[Tensor, int]] = {}
+        self._marks: dict[str, tuple[Tensor, Tensor]] = {}
         for leaf in stacks.weights.values():
             leaf.grad = None
         self._handles = [
@@ -163,9 +163,9 @@ class ParallelPass:
 
         def mark(leaf: Tensor) -> None:
             assert leaf.grad is not None
-            content = self.stacks.members.content
-            shown = leaf.grad[content].clone()
-            self._marks[name] = shown, content
+            shown = leaf.grad[self.stacks.members.content].clone()
+            # A copy to compare with: the leaf's own gradient is still to be averaged over processes under DDP.
+            self._marks[name] = shown, shown.clone()
             self.stacks.live[name].grad = shown
             self.has_gradients = True
 
@@ -196,10 +196,10 @@ class ParallelPass:
         if any(live.grad is not shown for live, shown, _ in marks):
             return True
         kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-        for live, shown, content in marks:
+        for _, shown, copy in marks:
             now, then = kinds.setdefault((shown.device, shown.dtype), ([], []))
             now.append(shown.flatten())
-            then.append(self._gradient(live)[content].flatten())
+            then.append(copy.flatten())
         # One comparison for all, since each makes the device wait.
         return not all(torch.allclose(torch.cat(now), torch.cat(then), 0.0, 0.0, True) for now, then in kinds.values())
 

@@ -101,7 +101,7 @@ def test_detections_are_the_librarys(run: Path, results: dict[str, Any]) -> None
     }  # fmt: skip
     chosen = next(r for r in find_runs(run, ())[0].runs if (r.method, r.seed) == ("late-phase", 1))
     subject = load_subject(chosen)
-    split, batches = subject.trajectory.split, subject.trajectory.batches
+    split, batches = subject.images.split, subject.images.batches
 
     def entropies(pictures: Any) -> torch.Tensor:
         p = torch.cat([subject.predictor.logits(x).double().softmax(1) for x, _ in batches.plain(pictures)])

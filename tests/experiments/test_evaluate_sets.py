@@ -193,7 +193,7 @@ def test_predictions_hold_no_more_minibatches_of_a_larger_set(method: str) -> No
     most = []
     for times in (1, 4):
         watched = Watched(test, times)
-        object.__setattr__(subject.trajectory.split, "test", watched)
+        object.__setattr__(subject.images.split, "test", watched)
         found = predictions(subject)
         assert found["model"]["risk_coverage"]["samples"] == times * len(test)
         most.append(watched.most)
