@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import latephase
-from environment import environment
+from environment import save
 
 
 class Counter:
@@ -137,8 +137,7 @@ def main() -> None:
                 f"a ring sends {row['sent']:,.0f} (formula: {row['sent by the formula']:,.0f})"
             )
     if options.json:
-        written = {"environment": environment(torch.device("cpu")), "members": options.members, "worlds": rows}
-        Path(options.json).write_text(json.dumps(written, indent=1) + "\n")
+        save(options.json, options, rows, "worlds")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What figures were measured on."""
+"""What figures were measured on, and the file that keeps both."""
 
+import argparse
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -29,3 +32,18 @@ def environment(device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         "latephase": latephase.__version__,
     }
+
+
+def save(file: str | Path, options: argparse.Namespace, measured: object, name: str = "rows") -> None:
+    """Write figures with what they were measured on, as JSON.
+
+    Args:
+        file: where to.
+        options: of the command line; its `device`, where it has one, is the device.
+        measured: plain values.
+        name: what they are called in the file.
+    """
+    device = torch.device(getattr(options, "device", "cpu"))
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    content = {"environment": environment(device), "settings": settings, name: measured}
+    Path(file).write_text(json.dumps(content, indent=1) + "\n")

@@ -7,7 +7,6 @@ it with device, versions and commit.
 
 import argparse
 import dataclasses
-import json
 import time
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import latephase
-from environment import environment
+from environment import save
 from latephase.experiments.config import Model
 from latephase.experiments.models import build_text_model
 from memory import parked_bytes, peak_bytes, resident_bytes
@@ -120,11 +119,7 @@ def main() -> None:
         if (options.only is None or options.only in name) and (not options.families or family in options.families)
     }
     if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        measured = environment(torch.device(options.device))
-        with open(options.json, "w") as file:
-            json.dump({"environment": measured, "settings": settings, "rows": rows}, file, indent=1)
-            file.write("\n")
+        save(options.json, options, rows)
 
 
 if __name__ == "__main__":

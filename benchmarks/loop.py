@@ -7,13 +7,12 @@ table; --json writes it with device, versions and commit.
 
 import argparse
 import dataclasses
-import json
 from itertools import count, islice
 
 import torch
 import torch.nn.functional as F
 
-from environment import environment
+from environment import save
 from latephase.experiments.config import Compute, Data, Model, Recipe, Training
 from latephase.experiments.data import Images, Split
 from latephase.experiments.device import pick_device, prepare_process
@@ -75,6 +74,7 @@ def main() -> None:
     parser.add_argument("--only", help="part of a setting's name")
     parser.add_argument("--json", help="write the table to this file")
     options = parser.parse_args()
+    options.device = str(pick_device(options.device))
     rows = {}
     for name in SETTINGS:
         if options.only is None or options.only in name:
@@ -83,12 +83,7 @@ def main() -> None:
             cost, low, high = (100 * (1 / r - 1) for r in (ratio.median, ratio.high, ratio.low))
             print(f"{name}: the loop costs {cost:.1f}% of the model alone [{low:.1f}, {high:.1f}]", flush=True)
     if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        device = pick_device(options.device)
-        written = {"environment": environment(device), "settings": settings, "model alone / loop, time": rows}
-        with open(options.json, "w") as file:
-            json.dump(written, file, indent=1)
-            file.write("\n")
+        save(options.json, options, rows, "model alone / loop, time")
 
 
 if __name__ == "__main__":

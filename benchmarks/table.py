@@ -5,7 +5,8 @@
     python benchmarks/table.py --device cpu --tiny --pairs 6     # every row, at sizes that mean nothing
 
 Times are ratios of two pieces of work in turn in one process; operators and bytes are counted. Rows for an accelerator
-say "not measured" where there is none.
+say "not measured" where there is none. A row that is measured again replaces the one in the file and the others stay,
+so that --only can go through the table in several calls.
 """
 
 import argparse
@@ -275,6 +276,15 @@ def prediction(options: Options) -> Values:
     return paired(options, lambda: late.predict(x), together)
 
 
+def keep(file: Path, row: Row, found: object, here: Values, options: Options, seconds: float) -> None:
+    """Put a row into the file, among those that earlier calls have measured, each with what it was measured on."""
+    kept = json.loads(file.read_text())["rows"] if file.exists() else {}
+    settings = {"threads": options.threads, "clock": "CPU seconds" if options.cpu_time else "seconds"}
+    kept[row.work] = {"target": row.target, "measured": found, "took, s": round(seconds), **here, **settings}
+    ordered = {each.work: kept[each.work] for each in ROWS if each.work in kept}
+    file.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
+
+
 WRN_28 = {"depth": 28, "width": 10, "batch": 128, "bf16": True}
 SMALL = {"depth": 16, "width": 1, "batch": 64}
 ROWS = [
@@ -311,21 +321,17 @@ def main() -> None:
     parser.add_argument("--json", help="file to write; by default results/speed/DEVICE.json, and none with --tiny")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    measured = environment(torch.device(options.device))
-    rows = []
+    here = environment(torch.device(options.device))
+    device = re.sub(r"\W+", "-", str(here["device"])).strip("-").lower()
+    file = options.json or (None if options.tiny else f"results/speed/{device}.json")
     for row in ROWS:
         if any(part in row.work for part in options.only):
             skipped = row.accelerator and not options.device.startswith("cuda") and not options.tiny
+            begun = time.perf_counter()
             found = ACCELERATOR if skipped else row.measure(options)
-            rows.append({"work": row.work, "target": row.target, "measured": found})
             print(f"{row.work}\n  target {row.target}\n  {found}", flush=True)
-    device = re.sub(r"\W+", "-", str(measured["device"])).strip("-").lower()
-    file = options.json or (None if options.tiny else f"results/speed/{device}.json")
-    if file:
-        with Path(file).open("w") as opened:
-            kept = {key: value for key, value in vars(options).items() if key != "json"}
-            json.dump({"environment": measured, "settings": kept, "rows": rows}, opened, indent=1)
-            opened.write("\n")
+            if file:
+                keep(Path(file), row, found, here, options, time.perf_counter() - begun)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Prints a table; --json writes it with device, versions and commit.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import latephase
-from environment import environment
+from environment import save
 from latephase.experiments.models.wide_resnet import WideResNet
 from memory import parked_bytes, peak_bytes, resident_bytes
 from paired import Ratio, compare
@@ -171,11 +170,7 @@ def main() -> None:
     rows["eval of the collapsed model / plain, samples per second"] = vars(ratio)
     print(f"eval of the collapsed model / plain, samples per second: {ratio}")
     if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        measured = environment(torch.device(options.device))
-        with open(options.json, "w") as file:
-            json.dump({"environment": measured, "settings": settings, "rows": rows}, file, indent=1)
-            file.write("\n")
+        save(options.json, options, rows)
 
 
 if __name__ == "__main__":
