@@ -55,28 +55,33 @@ class Training:
             self.late.optimizer(self.optimizer)
             self.late.start()
 
+    def step(self) -> None:
+        """One minibatch."""
+        x, y = self.batches[self.done % 2]
+        self.done += 1
+        self.optimizer.zero_grad()
+        logits, _ = self.model(x)
+        functional.cross_entropy(logits.flatten(0, 1), y).backward()
+        self.optimizer.step()
+
     def round(self) -> None:
         """K minibatches, also where there are no members."""
         for _ in range(self.minibatches):
-            x, y = self.batches[self.done % 2]
-            self.done += 1
-            self.optimizer.zero_grad()
-            logits, _ = self.model(x)
-            functional.cross_entropy(logits.flatten(0, 1), y).backward()
-            self.optimizer.step()
+            self.step()
 
 
 def measure(name: str, family: str, options: argparse.Namespace) -> dict[str, object]:
     """Throughput of the members relative to plain training and to one set of factors, and memory relative to plain."""
     clock = time.process_time if options.cpu_time else time.perf_counter
     sync = torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
+    timing = {"warmup": 2, "synchronize": sync, "clock": clock, "parts": options.members}
     plain, late = Training(name, options, None, 1), Training(name, options, family, options.members)
-    ratio = compare(plain.round, late.round, options.pairs, warmup=2, synchronize=sync, clock=clock)
+    ratio = compare(plain.step, late.step, options.pairs, **timing)
     row: dict[str, object] = {"late-phase / plain, samples per second": dataclasses.asdict(ratio)}
     print(f"{name}, {family}: late-phase / plain, samples per second: {ratio}", flush=True)
     if family != "norm":
         alone = Training(name, options, family, 1)
-        ratio = compare(alone.round, late.round, options.pairs, warmup=2, synchronize=sync, clock=clock)
+        ratio = compare(alone.step, late.step, options.pairs, **timing)
         row["late-phase / one set of factors, samples per second"] = dataclasses.asdict(ratio)
         print(f"{name}, {family}: late-phase / one set of factors, samples per second: {ratio}", flush=True)
     assert late.late is not None

@@ -34,13 +34,15 @@ class Naive:
         known = set(base)
         self.own = [torch.optim.SGD([p for p in m.parameters() if p not in known], **settings) for m in self.members]
 
-    def round(self) -> None:
-        """One minibatch for every member."""
-        self.base.zero_grad()
-        for member, optimizer in zip(self.members, self.own, strict=True):
-            x, y = self.batches[self.done % len(self.batches)]
-            self.done += 1
-            optimizer.zero_grad()
-            functional.cross_entropy(member(x), y).backward()
-            optimizer.step()
-        self.base.step()
+    def step(self) -> None:
+        """One minibatch of the member whose turn it is."""
+        turn = self.done % len(self.members)
+        x, y = self.batches[self.done % len(self.batches)]
+        self.done += 1
+        if turn == 0:
+            self.base.zero_grad()
+        self.own[turn].zero_grad()
+        functional.cross_entropy(self.members[turn](x), y).backward()
+        self.own[turn].step()
+        if turn == len(self.members) - 1:
+            self.base.step()

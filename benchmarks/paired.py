@@ -48,6 +48,7 @@ def compare(
     synchronize: Callable[[], None] = lambda: None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    parts: int = 1,
 ) -> Ratio:
     """Time `reference` and `work` in turn, in random order within a pair.
 
@@ -60,6 +61,8 @@ def compare(
         seed: of the order.
         clock: seconds; `time.process_time` counts the process's own, which a busy machine disturbs less, and is the
             same as the wall's for one thread on an idle one.
+        parts: calls of each in a pair, in turn: where one call is a part of the work (a minibatch of a round), what
+            disturbs the machine meanwhile falls on both.
 
     Returns:
         Time of the reference divided by time of the work: above 1 the work is the faster of the two.
@@ -72,14 +75,17 @@ def compare(
         synchronize()
         return clock() - start
 
-    for _ in range(warmup):
+    for _ in range(warmup * parts):
         reference(), work()
     order, ratios = random.Random(seed), []
     for _ in range(pairs):
-        if order.random() < 0.5:
-            first = timed(reference)
-            ratios.append(first / timed(work))
-        else:
-            second = timed(work)
-            ratios.append(timed(reference) / second)
+        first = second = 0.0
+        for _ in range(parts):
+            if order.random() < 0.5:
+                first += timed(reference)
+                second += timed(work)
+            else:
+                second += timed(work)
+                first += timed(reference)
+        ratios.append(first / second)
     return interval(ratios)

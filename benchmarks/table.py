@@ -64,11 +64,11 @@ def settings(options: Options, **changes: object) -> Options:
     return Options(device=options.device, **own)
 
 
-def paired(options: Options, reference: Callable[[], object], work: Callable[[], object], samples: float = 1) -> Values:
-    """Samples per second of `work` divided by those of `reference`, whose call has `samples` times as few."""
+def paired(options: Options, reference: Callable[[], object], work: Callable[[], object], parts: int = 1) -> Values:
+    """Samples per second of `work` divided by those of `reference`; a pair is so many calls of each, in turn."""
     clock = time.process_time if options.cpu_time else time.perf_counter
-    ratio = compare(reference, work, options.pairs, warmup=2, synchronize=synchronizer(options.device), clock=clock)
-    return {name: getattr(ratio, name) * samples for name in ("median", "low", "high")} | {"pairs": ratio.pairs}
+    sync = synchronizer(options.device)
+    return vars(compare(reference, work, options.pairs, warmup=2, synchronize=sync, clock=clock, parts=parts))
 
 
 def against_plain(kind: str, **changes: object) -> Callable[[Options], Values]:
@@ -76,7 +76,10 @@ def against_plain(kind: str, **changes: object) -> Callable[[Options], Values]:
 
     def measure(options: Options) -> Values:
         own = settings(options, **changes)
-        return paired(options, Training(own, "plain").round, Training(own, kind).round)
+        plain, late = Training(own, "plain"), Training(own, kind)
+        if kind.endswith("parallel"):
+            return paired(options, plain.round, late.round)
+        return paired(options, plain.step, late.step, own.members)
 
     return measure
 
@@ -85,8 +88,9 @@ def against_naive(channels_last: bool) -> Callable[[Options], Values]:
     """Late-phase training against K copies with K + 1 optimizers."""
 
     def measure(options: Options) -> Values:
+        own = settings(options)
         naive = Naive(settings(options, channels_last=channels_last))
-        return paired(options, naive.round, Training(settings(options), "late-phase").round)
+        return paired(options, naive.step, Training(own, "late-phase").step, own.members)
 
     return measure
 
@@ -96,7 +100,7 @@ def lstm(options: Options) -> Values:
     name = "lstm-128" if options.tiny else "lstm-500"
     own = Options(device=options.device, members=2 if options.tiny else 10, rank=8)
     plain, late = (language.Training(name, own, family, own.members) for family in (None, "rank-one"))
-    return paired(options, plain.round, late.round)
+    return paired(options, plain.step, late.step, own.members)
 
 
 def one_large_batch(**changes: object) -> Callable[[Options], Values]:
@@ -216,12 +220,8 @@ def growth(options: Options) -> Values:
     for members in (1, 4) if options.tiny else (1, 4, 16, 64, 256):
         late = Training(settings(options, members=members), "late-phase")
         late.step(), late.step()
-
-        def turns(training: Training) -> Callable[[], None]:
-            return lambda: [training.step() for _ in range(10)] and None
-
         count = operators(late.step, options.device)
-        found[f"K={members}"] = {**paired(options, turns(late), turns(one)), "operators of a turn": count}
+        found[f"K={members}"] = {**paired(options, late.step, one.step, 10), "operators of a turn": count}
     return found
 
 

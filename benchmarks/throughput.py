@@ -156,7 +156,9 @@ def main() -> None:
     kinds = ["late-phase", "late-phase, in place"] + (["no step", "accumulation"] if options.limits else [])
     for kind in kinds:
         other = Training(options, kind)
-        ratio = compare(plain.round, other.round, options.pairs, synchronize=synchronizer(options.device))
+        ratio = compare(
+            plain.step, other.step, options.pairs, synchronize=synchronizer(options.device), parts=options.members
+        )
         rows[f"{kind} / plain, samples per second"] = vars(ratio)
         print(f"{kind} / plain, samples per second: {ratio}", flush=True)
 
