@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from .errors import LatePhaseError, LatePhaseValueError
+from .grouped_norm import GroupedNorm
 from .members import Members
 
 if TYPE_CHECKING:
@@ -79,13 +80,17 @@ class Stacks:
         }
         """Every member's own weights as parameters, for an optimizer to step all in one call."""
         self.owners = _owners(model, self.live)
-        self.run: Callable[..., Any] = self._vectorised
+        self.compiled: Callable[..., Any] | None = None
         # A cumulative average (momentum=None) divides by its count, a number that all members must share.
         self.counts = {
             f"{name}.num_batches_tracked" if name else "num_batches_tracked"
             for name, module in model.named_modules()
             if getattr(module, "momentum", 0.1) is None
         } & set(self.buffers)
+
+    def compile(self, options: Mapping[str, Any]) -> None:
+        """Compile the pass."""
+        self.compiled = torch.compile(self._vectorised, **options)
 
     def _shared_counts(self) -> dict[str, Tensor]:
         counts = {}
@@ -118,9 +123,11 @@ class Stacks:
         members.changed()
         counts = self._shared_counts()
         stacked = {name: value for name, value in self.buffers.items() if name not in counts}
+        # A compiler fuses the BatchNorm that vmap writes down; kernel by kernel it would take too much memory.
+        norms = nullcontext() if self.compiled else GroupedNorm()
         try:
-            with _batchable_attention(members.stacks[0].device):
-                outputs = self.run(self.weights, stacked, counts, inputs)
+            with _batchable_attention(members.stacks[0].device), norms:
+                outputs = (self.compiled or self._vectorised)(self.weights, stacked, counts, inputs)
         except RuntimeError as error:
             missing = _NO_RULE.search(str(error))
             if missing is None:

@@ -123,11 +123,12 @@ class LatePhase:
 
     def late_parameters(self) -> list[nn.Parameter]:
         """The late-phase weights: the Parameters in which the members take turns."""
+        self._life.follow()
         return list(self._sites.weights.values())
 
     def base_parameters(self) -> list[nn.Parameter]:
         """All other weights of the model, shared by the members."""
-        late = set(self._sites.weights.values())
+        late = set(self.late_parameters())
         return [parameter for parameter in self.model.parameters() if parameter not in late]
 
     def parameter_groups(
@@ -188,6 +189,7 @@ class LatePhase:
             LatePhaseValueError: no torch optimizer, one that holds none of the model's parameters, or LBFGS.
         """
         self._life.alive("optimizer()")
+        self._life.follow()
         inner = torch_optimizer(optimizer, self.model)
         if all(steps.optimizer is not inner for steps in self._rounds.steps):
             self._rounds.add(inner, drives)
@@ -301,8 +303,7 @@ class LatePhase:
             LatePhaseError: before `start()` or after `collapse()`.
         """
         self._life.late("compile_parallel()")
-        stacks = self._life.stacks
-        stacks.run = torch.compile(stacks.run, **options)
+        self._life.stacks.compile(options)
 
     def parallel_module(self) -> ParallelModule:
         """`parallel` as a module whose parameters are the base weights and the members' stacks, for DDP to wrap."""
