@@ -7,6 +7,7 @@ from .phase import LatePhase
 from .signal_to_noise import gradient_statistics
 from .start_signal import StartSignal
 from .statistics import recompute_statistics
+from .whole_round import Round
 
 __all__ = [
     "Family",
@@ -20,6 +21,7 @@ __all__ = [
     "Normalization",
     "Parameters",
     "RankOne",
+    "Round",
     "StartSignal",
     "__version__",
     "gradient_statistics",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NO_RULE = re.compile(r"Batching rule not implemented for (\S+?)\.? ")
 
 
-def _split(tree: Any, members: int) -> Any:
+def split(tree: Any, members: int) -> Any:
     """Every tensor (K*B, ...) of a tree as (K, B, ...)."""
 
     def part(leaf: Any) -> Any:
@@ -118,7 +118,7 @@ class Stacks:
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Outputs (K*B, ...) of members on their shares; the stacks' running statistics move as in training."""
         members = self.members
-        inputs = _split((args, kwargs), members.count)
+        inputs = split((args, kwargs), members.count)
         members.park()
         members.changed()
         counts = self._shared_counts()
