@@ -1,14 +1,18 @@
-"""Paired timing: two pieces of work in turn, in one process, and the ratio of each pair."""
+"""Paired timing: two pieces of work in turn, in one process, and the ratio of each pair.
 
+Where in memory a network happens to lie can make it faster or slower by more than what is measured here, for as long as
+it lives. So what is measured closely is built anew several times, and the interval is over these.
+"""
+
+import dataclasses
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ratio:
     """Median of paired ratios with a distribution-free 95% interval.
 
@@ -17,15 +21,19 @@ class Ratio:
         low: lower end of the interval.
         high: upper end of the interval.
         pairs: how many pairs.
+        instances: how many times both were built; with more than one, median and interval are those of the instances'
+            medians.
     """
 
     median: float
     low: float
     high: float
     pairs: int
+    instances: int = 1
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}] over {self.pairs} pairs"
+        built = f", built {self.instances} times" if self.instances > 1 else ""
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}] over {self.pairs} pairs{built}"
 
 
 def interval(ratios: list[float]) -> Ratio:
@@ -67,7 +75,49 @@ def compare(
     Returns:
         Time of the reference divided by time of the work: above 1 the work is the faster of the two.
     """
+    return interval(_ratios(reference, work, pairs, warmup, synchronize, random.Random(seed), clock, parts))
 
+
+def compare_instances(
+    build: Callable[[bool], tuple[Callable[[], object], Callable[[], object]]],
+    instances: int,
+    pairs: int,
+    synchronize: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+    parts: int = 1,
+) -> Ratio:
+    """`compare` over several builds of both.
+
+    Args:
+        build: makes reference and work, the one or the other first, as it is told.
+        instances: how many times.
+        pairs: of each instance.
+        synchronize: see `compare`.
+        clock: see `compare`.
+        parts: see `compare`.
+
+    Returns:
+        Median and interval of the instances' medians.
+    """
+    order, medians = random.Random(0), []
+    for instance in range(instances):
+        reference, work = build(instance % 2 == 0)
+        ratios = _ratios(reference, work, pairs, max(1, 3 // parts), synchronize, order, clock, parts)
+        medians.append(statistics.median(ratios))
+        del reference, work
+    return dataclasses.replace(interval(medians), pairs=instances * pairs, instances=instances)
+
+
+def _ratios(
+    reference: Callable[[], object],
+    work: Callable[[], object],
+    pairs: int,
+    warmup: int,
+    synchronize: Callable[[], None],
+    order: random.Random,
+    clock: Callable[[], float],
+    parts: int,
+) -> list[float]:
     def timed(call: Callable[[], object]) -> float:
         synchronize()
         start = clock()
@@ -77,7 +127,7 @@ def compare(
 
     for _ in range(warmup * parts):
         reference(), work()
-    order, ratios = random.Random(seed), []
+    ratios = []
     for _ in range(pairs):
         first = second = 0.0
         for _ in range(parts):
@@ -88,4 +138,4 @@ def compare(
                 second += timed(work)
                 first += timed(reference)
         ratios.append(first / second)
-    return interval(ratios)
+    return ratios
