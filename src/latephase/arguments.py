@@ -9,11 +9,31 @@ from torch.optim import Optimizer
 
 from .errors import LatePhaseValueError
 
+UNSUPPORTED = {
+    "DeepSpeedEngine": "DeepSpeed steps copies of the weights that no optimizer hook sees; use DistributedDataParallel",
+    "FullyShardedDataParallel": "it flattens late-phase and base weights into one tensor; use fully_shard (FSDP2)",
+    "XlaFullyShardedDataParallel": "XLA runs steps later than they are called; train on a GPU or the CPU",
+}
+"""Wrappers that step other weights than those of the model's modules, by the names of their classes."""
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    for module in model.modules():
+        for base in type(module).__mro__:
+            if base.__name__ in UNSUPPORTED:
+                raise LatePhaseValueError(f"model: {base.__name__}: {UNSUPPORTED[base.__name__]}")
+    if any(parameter.device.type == "xla" for parameter in model.parameters()):
+        raise LatePhaseValueError(
+            "model: its weights are on an XLA device, which runs steps later than they are called, so that members "
+            "cannot take turns in between; train on a GPU or the CPU"
+        )
+
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]:
     """The user's model inside DDP and torch.compile wrappers, so that names do not depend on them."""
     if not isinstance(model, nn.Module):
         raise LatePhaseValueError(f"model: {type(model).__name__} is no torch.nn.Module")
+    _refuse_wrappers(model)
     ddp = None
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
