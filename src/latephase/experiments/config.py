@@ -27,10 +27,12 @@ class Data:
         validation: Images taken from the training images, class-balanced, never trained on.
         test_images: Size of the test set where the source has none of its own; null takes a third.
         label_noise: Fraction of the training labels replaced by a class drawn uniformly from all classes.
-        crop_padding: Pixels of zero padding before a random crop back to the image's own size.
+        crop_padding: Pixels of padding before a random crop back to the image's own size.
+        padding: What is there: `zero`, or `reflect` for the image mirrored at its edge.
         resized_crop: Train on random parts of an image, 8% to 100% of its area and of aspect 3/4 to 4/3, resized to the
             image's size.
-        flip: Mirror each training image with probability one half.
+        flip: Mirror each training image with probability one half; `alternate` does so in the first epoch alone and
+            from then on turns every image round in every epoch, so that two in a row show each image both ways.
         cutout: Side in pixels of a square around a random pixel that is set to the mean colour; 0 for none.
         split_seed: Seed of split, subset and label noise; null takes the run's seed, a fresh split for each.
     """
@@ -49,8 +51,9 @@ class Data:
     test_images: int | None = None
     label_noise: float = 0.0
     crop_padding: int = 0
+    padding: str = "zero"
     resized_crop: bool = False
-    flip: bool = False
+    flip: bool | str = False
     cutout: int = 0
     split_seed: int | None = None
 

@@ -258,6 +258,8 @@ def _check(recipe: Recipe) -> None:
     need("data.resident", data.resident in (True, False, "auto"), "true, false or auto")
     either = not (data.resized_crop and data.crop_padding)
     need("data.crop_padding", either, "0 where data.resized_crop = true: an image is cropped once")
+    need("data.padding", data.padding in ("zero", "reflect"), "zero or reflect")
+    need("data.flip", data.flip in (True, False, "alternate"), "true, false or alternate")
     need("model.weights", not (recipe.model.weights and recipe.model.pretrained), "null where model.pretrained is set")
     for key in ("data.validation", "data.crop_padding", "data.cutout", "seed"):
         need(key, flat[key] >= 0, "a whole number from 0")

@@ -63,6 +63,65 @@ def draw(n: int, size: int, data: Data, generator: Generator) -> Draws:
     return Draws(top, left, mirrored, attempts, place, hole)
 
 
+def padded(pixels: Tensor, pad: int, padding: str) -> Tensor:
+    """Images with what a random crop may show around them.
+
+    Args:
+        pixels: uint8, (N, channels, height, width).
+        pad: Pixels on each side.
+        padding: `zero` or `reflect`, which leaves out the edge itself and needs images larger than `pad`.
+
+    Returns:
+        uint8, (N, channels, height + 2 pad, width + 2 pad).
+    """
+    if padding == "zero":
+        return torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
+    # PyTorch reflects no bytes.
+    for dim in (2, 3):
+        last = pixels.shape[dim] - 1
+        position = torch.arange(-pad, last + pad + 1, device=pixels.device).abs()
+        pixels = pixels.index_select(dim, last - (last - position).abs())
+    return pixels
+
+
+def whole_crops(pixels: Tensor, index: Tensor, draws: Draws, height: int, width: int) -> Tensor:
+    """Random crops, picked whole from a view of every crop there is, then mirrored: several times faster on a CPU.
+
+    Args:
+        pixels: All images, padded, uint8 (images, channels, padded height, padded width).
+        index: Which of them, (N,).
+        draws: Where they are cropped and which are mirrored.
+        height: Of a crop, in pixels.
+        width: Of a crop, in pixels.
+
+    Returns:
+        uint8, (N, channels, height, width).
+    """
+    every = pixels.unfold(2, height, 1).unfold(3, width, 1)
+    x = every[index, :, draws.top, draws.left]
+    return torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+
+
+def gathered_crops(pixels: Tensor, index: Tensor, draws: Draws, height: int, width: int) -> Tensor:
+    """The same as `whole_crops` pixel by pixel, mirrored on the way: one gather, for devices that launch kernels.
+
+    Args:
+        pixels: All images, padded, uint8 (images, channels, padded height, padded width); channels-last is faster.
+        index: Which of them, (N,).
+        draws: Where they are cropped and which are mirrored.
+        height: Of a crop, in pixels.
+        width: Of a crop, in pixels.
+
+    Returns:
+        uint8, (N, channels, height, width), channels-last.
+    """
+    rows = draws.top[:, None] + torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device)
+    columns = draws.left[:, None] + torch.where(draws.mirrored[:, None], columns.flip(0), columns)
+    x = pixels.permute(0, 2, 3, 1)[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return x.permute(0, 3, 1, 2)
+
+
 def crop_boxes(height: int, width: int, attempts: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The part of each image that a resized crop shows.
 

@@ -6,9 +6,20 @@ import torch
 from torch import Generator, Tensor
 
 from latephase.experiments.config import Data
-from latephase.experiments.data.augmentation import Draws, crop_boxes, cut_out, draw, resized_crops
+from latephase.experiments.data.ahead import Ahead
+from latephase.experiments.data.augmentation import (
+    Draws,
+    crop_boxes,
+    cut_out,
+    draw,
+    gathered_crops,
+    padded,
+    resized_crops,
+    whole_crops,
+)
 from latephase.experiments.data.images import Images
 from latephase.experiments.data.minibatches import Minibatches, seed_of
+from latephase.experiments.errors import ExperimentError
 
 # Minibatches are prepared many at a time, which spares the cost of starting each small operation on its own.
 _BLOCK_BYTES = 16 * 2**20
@@ -26,7 +37,7 @@ class Batches(Minibatches):
         channels_last: Memory format of the minibatches.
 
     Raises:
-        ExperimentError: If there are fewer images than one minibatch takes.
+        ExperimentError: If there are fewer images than one minibatch takes, or they are too small to be reflected.
     """
 
     def __init__(
@@ -41,8 +52,16 @@ class Batches(Minibatches):
     ) -> None:
         super().__init__(images, batch_size, seed, data, device, channels_last=channels_last)
         _, *self._size = images.shape
-        pad = data.crop_padding
-        self._pixels = torch.nn.functional.pad(images.pixels, (pad, pad, pad, pad)).to(device)
+        if data.padding == "reflect" and data.crop_padding >= min(self._size):
+            raise ExperimentError(
+                f"data.crop_padding = {data.crop_padding} is not valid beside data.padding = reflect; images of "
+                f"{self._size[0]}x{self._size[1]} pixels can be reflected by at most {min(self._size) - 1}"
+            )
+        # What launches kernels wants few of them; a CPU wants to copy whole rows.
+        self._crop = whole_crops if device.type == "cpu" else gathered_crops
+        layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+        pixels = padded(images.pixels.to(device), data.crop_padding, data.padding)
+        self._pixels = pixels.contiguous(memory_format=layout)
         self._labels = images.labels.to(device)
         floats = batch_size * images.pixels[0].numel()
         self._block = max(1, _BLOCK_BYTES // (4 * floats))
@@ -55,6 +74,7 @@ class Batches(Minibatches):
         self._y: tuple[Tensor, ...] = ()
         self._epoch = -1
         self._drawn: tuple[Tensor, Draws] | None = None
+        self._ahead = Ahead[tuple[int, int]](self.device)
 
     def at(self, number: int) -> tuple[Tensor, Tensor]:
         """One minibatch.
@@ -68,39 +88,41 @@ class Batches(Minibatches):
         epoch, inside = divmod(number, self.per_epoch)
         block, position = divmod(inside, self._block)
         if self._ready != (epoch, block):
-            self._prepare(epoch, block)
+            x, y = self._ahead.take(self._block_of, (epoch, block), self._after(epoch, block))
+            self._x, self._y = x.split(self.batch_size), y.split(self.batch_size)
+            self._ready = (epoch, block)
         return self._x[position], self._y[position]
 
-    def _prepare(self, epoch: int, block: int) -> None:
+    def _after(self, epoch: int, block: int) -> tuple[int, int]:
+        """The block that follows one."""
+        last = (block + 1) * self._block >= self.per_epoch
+        return (epoch + 1, 0) if last else (epoch, block + 1)
+
+    def _block_of(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Make a block of minibatches; the draws of its epoch are made once."""
+        epoch, block = place
         if self._drawn is None or epoch != self._epoch:
             self._drawn = self._draw(epoch)
             self._epoch = epoch
         begin = block * self._block * self.batch_size
         end = min(begin + self._block * self.batch_size, self.per_epoch * self.batch_size)
-        index = self._drawn[0][begin:end].to(self.device)
+        index = self._drawn[0][begin:end]
         draws = self._drawn[1].part(begin, end, self.device)
         if self._data.resized_crop:
             height, width = self._size
             boxes = crop_boxes(height, width, draws.attempts, draws.place)
             x = self._normalise(resized_crops(self._pixels[index], boxes, draws.mirrored))
         else:
-            x = self._normalise(self._crops(index, draws))
+            x = self._normalise(self._crop(self._pixels, index, draws, *self._size))
         if self._data.cutout:
             cut_out(x, draws.hole, self._data.cutout)
-        self._x = x.split(self.batch_size)
-        self._y = self._labels[index].split(self.batch_size)
-        self._ready = (epoch, block)
-
-    def _crops(self, index: Tensor, draws: Draws) -> Tensor:
-        # A view of every crop there is; picking whole crops is several times faster than picking pixels.
-        height, width = self._size
-        every = self._pixels.unfold(2, height, 1).unfold(3, width, 1)
-        x = every[index, :, draws.top, draws.left]
-        return torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+        return x, self._labels[index]
 
     def _draw(self, epoch: int) -> tuple[Tensor, Draws]:
         generator = Generator().manual_seed(seed_of(self._seed, epoch))
         n = len(self._labels)
         index = torch.randperm(n, generator=generator)
-        return index, draw(n, min(self._size), self._data, generator)
+        draws = draw(n, min(self._size), self._data, generator)
+        if self._data.flip == "alternate":
+            draws = draws._replace(mirrored=self._turned(index, epoch))
+        return index.to(self.device), draws.part(0, n, self.device)

@@ -6,10 +6,11 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from latephase.experiments.config import Data
 from latephase.experiments.data.images import Images
@@ -68,7 +69,7 @@ class Minibatches(ABC):
         self.batch_size = batch_size
         self.device = device
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self._data, self._seed = data, seed
+        self._data, self._seed, self._images_there = data, seed, len(images)
         mean, std = images.normalisation()
         self._mean = (mean * 255).to(device)[:, None, None]
         self._scale = (1 / (std * 255)).to(device)[:, None, None]
@@ -132,6 +133,10 @@ class Minibatches(ABC):
         for pixels, labels in images.chunks(batch_size):
             yield self._normalise(pixels.to(self.device)), labels.to(self.device)
 
+    def _turned(self, index: Tensor, epoch: int) -> Tensor:
+        """Which images alternating flips mirror in an epoch, (N,): all the others in the next one."""
+        return _coins(self._seed, self._images_there)[index] ^ bool(epoch % 2)
+
     def _normalise(self, pixels: Tensor) -> Tensor:
         x = pixels.to(torch.float32).sub_(self._mean).mul_(self._scale)
         return x.contiguous(memory_format=self.format)
@@ -148,3 +153,8 @@ def seed_of(*numbers: int) -> int:
     """
     text = "/".join(map(str, numbers))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+@lru_cache(maxsize=2)
+def _coins(seed: int, n: int) -> Tensor:
+    return torch.rand(n, generator=Generator().manual_seed(seed_of(seed))) < 0.5

@@ -99,13 +99,17 @@ class StreamedBatches(Minibatches):
         else:
             pad, top, left = self._data.crop_padding, int(draws.top), int(draws.left)
             whole = np.asarray(centre_crop(image, size, self._images.resize))
-            array = np.pad(whole, ((pad, pad), (pad, pad), (0, 0)))[top : top + size, left : left + size]
+            mode = "reflect" if self._data.padding == "reflect" else "constant"
+            array = np.pad(whole, ((pad, pad), (pad, pad), (0, 0)), mode=mode)[top : top + size, left : left + size]
         return array[:, ::-1] if bool(draws.mirrored) else array
 
     def _draws(self, number: int) -> Draws:
         epoch, inside = divmod(number, self.per_epoch)
         generator = Generator().manual_seed(seed_of(self._seed, epoch, inside))
-        return draw(self.batch_size, self._images.size, self._data, generator)
+        draws = draw(self.batch_size, self._images.size, self._data, generator)
+        if self._data.flip == "alternate":
+            draws = draws._replace(mirrored=self._turned(self._index(number), epoch))
+        return draws
 
     def _index(self, number: int) -> Tensor:
         epoch, inside = divmod(number, self.per_epoch)
