@@ -44,9 +44,20 @@ class Lookahead(Method):
         if done % self.recipe.lookahead.every == 0 or done == trajectory.total:
             fast = [p.detach() for p in trajectory.model.parameters()]
             self._slow = [slow.to(p.device) for slow, p in zip(self._slow, fast, strict=True)]
-            torch._foreach_lerp_(self._slow, fast, self.recipe.lookahead.rate)
+            torch._foreach_lerp_(self._slow, fast, self.share(trajectory))
             torch._foreach_copy_(fast, self._slow)
         return loss
+
+    def share(self, trajectory: Trajectory) -> float:
+        """The part of the way to the fast weights that the slow ones go after a minibatch.
+
+        Args:
+            trajectory: Model and optimizer, before the minibatch is counted.
+
+        Returns:
+            A fraction: the recipe's rate.
+        """
+        return self.recipe.lookahead.rate
 
     def state_dict(self) -> dict[str, Any]:
         """The slow weights."""
