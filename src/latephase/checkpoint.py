@@ -14,6 +14,7 @@ from .errors import LatePhaseValueError
 from .families import Installation
 from .members import Members
 from .rounds import Rounds
+from .sharding import part_of, placed
 from .steps import Steps
 
 FORMAT = 1
@@ -30,12 +31,14 @@ def save(
         shared, optimizers = {}, []
     else:
         members.park()
-        values = {name: _copy(stack) for name, stack in zip(members.names, members.stacks, strict=True)}
-        shared = {name: _copy(value) for name, value in members.shared_values().items()}
+        own, stacks = members.sites.own(), zip(members.names, members.stacks, strict=True)
+        values = {name: placed(_copy(stack), own[name], 1) for name, stack in stacks}
+        shared = {n: placed(_copy(value), members.sites.shared[n]) for n, value in members.shared_values().items()}
         optimizers = [_save_steps(steps, rounds) for steps in rounds.steps]
     return {
         "format": FORMAT,
         "turn": rounds.turn,
+        "ranks": rounds.ranks.world,
         "rounds": rounds.completed,
         "values": values,
         "shared": shared,
@@ -66,9 +69,15 @@ def restore(
                     parameter.copy_(state["values"][name][0])
         return
     members.restore(state["values"], state["shared"])
-    rounds.turn, rounds.completed = state["turn"], state["rounds"]
+    rounds.turn, rounds.completed = _trained(state) // rounds.ranks.world, state["rounds"]
     for steps, saved in zip(rounds.steps, state["optimizers"], strict=False):
         _load_steps(steps, saved, rounds)
+
+
+def _trained(state: Mapping[str, Any]) -> int:
+    """How many members have had their turn in the present round; a turn is one member's for every rank."""
+    trained: int = state["turn"] * state.get("ranks", 1)
+    return trained
 
 
 def _copy(value: Any) -> Any:
@@ -99,12 +108,19 @@ def _load_steps(steps: Steps, saved: Mapping[str, Any], rounds: Rounds) -> None:
     base = steps.base
     # A sum over the ranks is one rank's to carry on.
     sums = saved["sums"] if rounds.ranks.rank == 0 else {}
-    steps.sums = {base[int(i)]: _copy(total).to(base[int(i)].device) for i, total in sums.items()}
+    steps.sums = {base[int(i)]: _part(_copy(total).to(base[int(i)].device), base[int(i)]) for i, total in sums.items()}
     steps.states = [
         {rounds.late[name]: _placed(steps.optimizer, rounds.late[name], state) for name, state in member.items()}
         for member in saved["states"]
     ]
     steps.bring(rounds.member)
+
+
+def _part(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A tensor of an optimizer's, or a gradient, sharded as its parameter is; what has another shape is nobody's."""
+    if value.shape != parameter.shape:
+        return value
+    return placed(part_of(value, parameter), parameter)
 
 
 def _placed(optimizer: Optimizer, parameter: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +131,9 @@ def _placed(optimizer: Optimizer, parameter: nn.Parameter, state: Mapping[str, A
     def place(key: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return _copy(value) if key == "step" and not counts_on_device else _copy(value).to(parameter.device)
+        if key == "step" and not counts_on_device:
+            return _copy(value)
+        return _part(_copy(value).to(parameter.device), parameter)
 
     return {key: place(key, value) for key, value in state.items()}
 
@@ -151,6 +169,12 @@ def check(
         raise LatePhaseValueError(f"load_state_dict: saved with {saved['members']} members, this phase has {count}")
     for there, here, stacked in ((saved["values"], own, 1), (saved["shared"], shared, 0)):
         _check_tensors(there, here, stacked)
+    if _trained(saved) % rounds.ranks.world:
+        raise LatePhaseValueError(
+            f"load_state_dict: saved after {_trained(saved)} of {count} members had their turn, on {saved['ranks']} "
+            f"ranks, and {rounds.ranks.world} ranks train {rounds.ranks.world} members at a time; resume on "
+            f"{saved['ranks']} ranks, or save at the end of a round (late.turn == 0)"
+        )
     if saved["phase"] == "late" and len(saved["optimizers"]) < len(rounds.steps):
         raise LatePhaseValueError(
             f"load_state_dict: saved with {len(saved['optimizers'])} optimizers, this phase has {len(rounds.steps)}"

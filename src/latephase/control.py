@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import LatePhaseError
 from .members import Members
+from .sharding import placed
 
 
 def _inert(*_: Any) -> None:
@@ -104,7 +105,7 @@ class AveragedState(_Hook):
         for own, name in self.names.items():
             # Buffers that are not persistent are in no state dict.
             if prefix + own in state:
-                state[prefix + own] = averages[name].clone()
+                state[prefix + own] = placed(averages[name].clone(), state[prefix + own])
 
 
 class Loading(_Hook):

@@ -105,24 +105,34 @@ class Ranks:
                         gathered[first + rank][parameter] = row
         return gathered
 
-    def _several(self) -> bool:
+    def several(self) -> bool:
+        """Whether there are other ranks."""
         return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.group) > 1
 
     def share_first(self, tensors: Sequence[Tensor]) -> None:
         """Give every rank the first rank's running statistics, as DDP does before each forward pass."""
-        if self._several():
-            group = self.group if self.group is not None else dist.group.WORLD
-            first = dist.get_global_rank(group, 0) if group is not None else 0
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), first, group=self.group)
+        if not self.several():
+            return
+        group = self.group if self.group is not None else dist.group.WORLD
+        first = dist.get_global_rank(group, 0) if group is not None else 0
+        for dtype in _dtypes(tensors):
+            chosen = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in chosen])
+            dist.broadcast(flat, first, group=self.group)
+            for tensor, part in zip(chosen, flat.split([tensor.numel() for tensor in chosen]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def check_equal(self, stacks: Sequence[Tensor], names: Sequence[str]) -> None:
         """Assert that all ranks start from the same members' weights.
 
+        Args:
+            stacks: the members' weights, (K, ...); not those that are sharded, which no two ranks have.
+            names: their names.
+
         Raises:
             LatePhaseError: a tensor differs between ranks.
         """
-        if not self._several() or not stacks:
+        if not self.several() or not stacks:
             return
         sums = torch.stack([_checksum(stack) for stack in stacks])
         low, high = sums.clone(), sums.clone()
@@ -147,6 +157,25 @@ def _checksum(stack: Tensor) -> Tensor:
     flat = (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).double()
     weights = torch.arange(1, len(flat) + 1, dtype=torch.float64, device=flat.device) / len(flat)
     return torch.stack([flat.sum(), (flat * weights).sum()])
+
+
+def refuse_join(*_: object) -> None:
+    """Forward pre hook: refuse uneven inputs under `torch.distributed.algorithms.Join`.
+
+    A rank that has run out of inputs takes part in the others' sums of gradients and takes no step, so that its members
+    would no longer be the others'.
+
+    Raises:
+        LatePhaseError: the model trains in such a context.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    active = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    if active is not None and active._join_config.enable:
+        raise LatePhaseError(
+            "Join: a rank without inputs takes no step, and its members would fall behind the others'; give all ranks "
+            "the same number of minibatches, as DistributedSampler and drop_last=True do"
+        )
 
 
 class Unsynced:

@@ -10,12 +10,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoint
 from .control import Control, Loaded, Loading
-from .distributed import Unsynced
+from .distributed import Unsynced, refuse_join
 from .errors import LatePhaseError
 from .families import Installation
 from .members import AVERAGE, Members, Sites
 from .parallel import ParallelPass, Stacks
 from .rounds import Rounds
+from .sharding import check_sharding, group_of, is_sharded
 from .stage import Stage, apply, compare
 
 
@@ -71,20 +72,41 @@ class Life:
         if self.stage is not None:
             self.stage.settle()
 
+    def follow(self) -> None:
+        """Go on with the sharded weights that `fully_shard` has put into the places of the late-phase ones.
+
+        Raises:
+            LatePhaseError: it came too late, or sharding cannot go together with what this phase does.
+        """
+        if self.phase == "collapsed":
+            return
+        sharded = self.sites.sharded(self.model)
+        if sharded and (self.stage is not None or self.rounds.steps):
+            late = "start()" if self.stage is not None else "late.optimizer(...)"
+            raise LatePhaseError(
+                f"fully_shard() after {late} has replaced {', '.join(list(sharded)[:5])}; shard the model first, then "
+                "build the optimizer from its parameters, and call late.optimizer(...) and start() after that"
+            )
+        self.sites.weights.update(sharded)
+        check_sharding(self.model, self.rounds.ranks.spread, bool(self.rounds.joins), self.rounds.in_place)
+        if self.rounds.ranks.group is None:
+            self.rounds.ranks.group = group_of(self.model.parameters())
+
     def start(self) -> None:
         """See `LatePhase.start`."""
         if self.phase != "attached":
             raise LatePhaseError(f"start() of a phase that is {self.phase}; it starts once, and a new phase anew")
         if self.rounds.in_place and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise LatePhaseError("accumulate='in_place' works in one process; use accumulate='copy' with several ranks")
+        self.follow()
         self.sites.renew(self.model, self.installations)
         self.rounds.check_held()
         self.rounds.ranks.share_first(list(self.sites.statistics.values()))
         members = Members(self.sites, self.count)
         if self.noise:
             members.perturb(self.noise, self.generator)
-        weights = len(self.sites.weights)
-        self.rounds.ranks.check_equal(members.stacks[:weights], members.names[:weights])
+        whole = [i for i, weight in enumerate(self.sites.weights.values()) if not is_sharded(weight)]
+        self.rounds.ranks.check_equal([members.stacks[i] for i in whole], [members.names[i] for i in whole])
         self._enter(members)
         # Members equal to what is in the model need no copy, which would invalidate a graph that awaits its backward.
         if self.noise:
@@ -98,6 +120,8 @@ class Life:
         self.control = Control(self.model, members, self.settle)
         self.stacks = Stacks(self.model, members)
         self.phase = "late"
+        if self.rounds.ranks.several():
+            self.handles.append(self.model.register_forward_pre_hook(refuse_join))
         if self.rounds.ranks.spread:
             self.unsynced = Unsynced(self.wrapper)
             self.handles.append(self.model.register_forward_pre_hook(Unsynced.check))
@@ -135,6 +159,8 @@ class Life:
         stage, rounds = self.late("parallel()"), self.rounds
         if rounds.ranks.world > 1:
             raise LatePhaseError("parallel() trains all members on this rank; use it without members_over_ranks")
+        if stage.members.sites.sharders:
+            raise LatePhaseError("parallel() needs whole weights, and FSDP2 shards these; train the members in turn")
         if stage.members.content != rounds.member:
             raise LatePhaseError("parallel() trains, and the model is in eval mode or pinned; call model.train() first")
         waiting = rounds.parallel
@@ -176,6 +202,7 @@ class Life:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["phase"] == "late" and self.stage is None:
+            self.follow()
             self.sites.renew(self.model, self.installations)
             self.rounds.check_held()
             self._enter(Members(self.sites, self.count))

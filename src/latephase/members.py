@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from .averaging import NormFold, exact_mean, fold_together, rounded, wide
 from .errors import LatePhaseError
 from .families import Installation
 from .families._family import AverageRule
+from .sharding import gathered, is_sharded, local, part_of, reshard, sharders
 from .statistics import layers_with_statistics, statistics_of
 from .swap import Swap
 
@@ -27,17 +29,22 @@ class Sites:
         shared: tensors that all members share and that yet differ in the averaged model: the shift of a BatchNorm of
             which only the scale is late-phase takes up the exact fold, a weight the mean of low-rank products.
         rules: averages other than the mean, each with the names it reads.
+        channels: where FSDP2 shards the scale of a layer with running statistics: by the name of each statistic, which
+            is on every rank as a whole, the channels of which this rank has the scale.
+        sharders: the modules that FSDP2 manages.
     """
 
     weights: dict[str, nn.Parameter]
     statistics: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, nn.Parameter] = field(default_factory=dict)
     rules: list[tuple[tuple[str, ...], AverageRule]] = field(default_factory=list)
+    channels: dict[str, Tensor] = field(default_factory=dict)
+    sharders: list[Any] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module, installations: Iterable[Installation]) -> "Sites":
         """Collect them from a model and what the families put into it."""
-        sites = cls({})
+        sites = cls({}, sharders=sharders(model))
         for installation in installations:
             sites.weights.update(installation.parameters)
             sites.shared.update(installation.shared)
@@ -60,6 +67,9 @@ class Sites:
             )
             if fold.late_scale and bias is not None and not fold.late_shift:
                 sites.shared[first[bias]] = bias
+            if fold.late_scale and is_sharded(weight):
+                whole = torch.arange(len(weight), device=weight.device)
+                sites.channels |= dict.fromkeys((fold.mean, fold.var), part_of(whole, weight))
             sites.rules.append((fold.reads(), fold))
         return sites
 
@@ -69,6 +79,7 @@ class Sites:
         Raises:
             LatePhaseError: a late-phase weight is no longer in the model.
         """
+        reshard(sharders(model))
         present = set(model.parameters())
         gone = [name for name, parameter in self.weights.items() if parameter not in present]
         if gone:
@@ -78,6 +89,17 @@ class Sites:
             )
         fresh = Sites.of(model, installations)
         self.statistics, self.shared, self.rules = fresh.statistics, fresh.shared, fresh.rules
+        self.channels, self.sharders = fresh.channels, fresh.sharders
+
+    def sharded(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights in whose places `fully_shard` has put sharded ones; by name what is there now."""
+        reshard(sharders(model))
+        now = dict(model.named_parameters(remove_duplicate=False))
+        return {
+            name: now[name]
+            for name, weight in self.weights.items()
+            if not is_sharded(weight) and name in now and is_sharded(now[name]) and now[name].shape == weight.shape
+        }
 
     def own(self) -> dict[str, Tensor]:
         """What every member has for itself: weights, then statistics."""
@@ -104,8 +126,10 @@ class Members:
         self.version = 0
         """Grows whenever other values come into the model, so that a stale graph can be told."""
         self.names = list(sites.own())
-        self.live = [tensor.detach() for tensor in sites.own().values()]
-        self.shared = [tensor.detach() for tensor in sites.shared.values()]
+        self.live = [local(tensor.detach()) for tensor in sites.own().values()]
+        self.shared = [local(tensor.detach()) for tensor in sites.shared.values()]
+        # What is done to a DTensor counts as a change of it, and not of the part that is here.
+        self._watched = [tensor.detach() for tensor in (*sites.own().values(), *sites.shared.values())]
         self.stacks = [tensor.unsqueeze(0).repeat(count, *(1 for _ in tensor.shape)) for tensor in self.live]
         swap = Swap(self.live)
         self._live = swap.split(self.live)
@@ -118,20 +142,20 @@ class Members:
 
     def _versions(self) -> tuple[int, ...]:
         # In-place operations count themselves; a BatchNorm updates its statistics uncounted, but counts its batches.
-        return tuple(tensor._version for tensor in (*self.live, *self.shared))
+        return tuple(tensor._version for tensor in self._watched)
 
     def changed(self) -> None:
         """Forget the cached average: a member has other values now."""
         self._average = None
 
     def _addresses(self) -> list[int]:
-        return [weight.data_ptr() for weight in self.sites.weights.values()]
+        return [local(weight).data_ptr() for weight in self.sites.weights.values()]
 
     def _check_place(self) -> None:
         if self._addresses() == self._places:
             return
         for (name, weight), live in zip(self.sites.weights.items(), self.live, strict=False):
-            if weight.data_ptr() != live.data_ptr():
+            if local(weight).data_ptr() != live.data_ptr():
                 raise LatePhaseError(
                     f"{name!r} was moved or cast (to {weight.dtype} on {weight.device}) after start(); call model.to() "
                     "before start(), or save and resume"
@@ -147,6 +171,7 @@ class Members:
 
     def bring(self, content: int) -> None:
         """Overwrite the model's tensors with a member's parked values, or with the average."""
+        reshard(self.sites.sharders)
         if content == AVERAGE:
             values = self._averages()
             if self.content != AVERAGE:
@@ -180,6 +205,7 @@ class Members:
     @torch.no_grad()
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite the model's tensors with given values by name; the stacks stay as they are."""
+        reshard(self.sites.sharders)
         for name, tensor in zip((*self.names, *self.sites.shared), (*self.live, *self.shared), strict=True):
             tensor.copy_(values[name])
 
@@ -191,10 +217,11 @@ class Members:
         """
         for name, stack in zip(self.names, self.stacks, strict=True):
             if name in self.sites.weights:
-                precise = wide(stack.dtype)
-                scale = sigma * stack[0].to(precise).abs().square().mean().sqrt()
-                drawn = torch.randn(stack.shape, generator=generator, dtype=precise).to(stack.device)
-                stack.copy_(stack.to(precise) + scale * drawn)
+                weight, precise = self.sites.weights[name], wide(stack.dtype)
+                whole = gathered(weight).detach()
+                scale = sigma * whole.to(precise).abs().square().mean().sqrt()
+                drawn = torch.randn((self.count, *whole.shape), generator=generator, dtype=precise)
+                stack.copy_(stack.to(precise) + scale * part_of(drawn.to(stack.device), weight, 1))
         self.changed()
 
     def expect(self) -> None:
@@ -206,8 +233,9 @@ class Members:
     def replace(self) -> None:
         """Give every member the values that somebody has loaded into the model; `expect` came before that."""
         # What is loaded is written in place, also where it equals what was there; what is left out is not.
-        for stack, tensor, version in zip(self.stacks, self.live, self._expecting, strict=False):
-            if tensor._version != version:
+        versions = zip(self._versions(), self._expecting, strict=True)
+        for stack, tensor, (now, before) in zip(self.stacks, self.live, versions, strict=False):
+            if now != before:
                 stack.copy_(tensor.unsqueeze(0))
         if self.content == AVERAGE:
             self._kept = [tensor.clone() for tensor in self.shared]
@@ -225,13 +253,19 @@ class Members:
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> None:
         """Take over parked values (K, ...) by name, and those of the shared tensors; member 0 comes into the model."""
+        own = self.sites.own()
         for name, stack in zip(self.names, self.stacks, strict=True):
-            stack.copy_(values[name])
+            stack.copy_(part_of(values[name], own[name], 1))
         for name, tensor in zip(self.sites.shared, self.shared, strict=True):
-            tensor.copy_(shared[name])
+            tensor.copy_(part_of(shared[name], self.sites.shared[name]))
         self.changed()
         self.content = 0
         self.bring(0)
+
+    def statistics(self, member: int) -> list[Tensor]:
+        """A member's parked running statistics."""
+        weights = len(self.sites.weights)
+        return [stack[member] for stack in self.stacks[weights:]]
 
     def shared_values(self) -> dict[str, Tensor]:
         """The shared tensors by name as the members have them, also while the average is in the model."""
@@ -262,7 +296,11 @@ class Members:
             averages: dict[str, Tensor] = {}
             folds = [rule for _, rule in self.sites.rules if isinstance(rule, NormFold)]
             if fold:
-                averages.update(fold_together(folds, whole))
+                # Where this rank has a part of the scales, the fold takes the statistics of these channels alone; the
+                # statistics themselves have their plain mean.
+                part = {name: whole[name][:, channels] for name, channels in self.sites.channels.items()}
+                folded = fold_together(folds, whole | part)
+                averages.update({name: mean for name, mean in folded.items() if name not in part})
             for reads, rule in self.sites.rules:
                 if not isinstance(rule, NormFold):
                     averages.update(rule({name: whole[name] for name in reads}))

@@ -194,6 +194,9 @@ class Rounds:
             return
         members.park()
         self.ranks.exchange(members.stacks, turn)
+        if members.sites.sharders:
+            # The average of a sharded layer is put together from all ranks, so that they must agree on its statistics.
+            self.ranks.share_first(members.statistics(member))
         for steps in self.steps:
             steps.park(member)
             steps.bring(self.member)

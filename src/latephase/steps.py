@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from .distributed import State
 from .errors import LatePhaseError
-from .gradients import add_up, cloned, mean_state, owned
+from .gradients import add_up, cloned, mean_state, moves_nothing, owned
+from .sharding import local
 from .stand_ins import standing_in
 
 
@@ -160,6 +161,8 @@ class Steps:
         if self.nested or _inside_a_step(optimizer):
             return None
         self._pending = None
+        if moves_nothing(optimizer):
+            return None
         self._stateless, self._idle = [], False
         self.turns.resumed = None
         if not self.turns.alive:
@@ -265,7 +268,7 @@ class Steps:
                 alone = gathered if gathered is None or self.in_place else gathered.clone()
                 sums.append(alone if gradient is None else gradient)
             elif gradient.layout == gathered.layout == torch.strided:
-                dense.append((gradient, gathered))
+                dense.append((local(gradient), local(gathered)))
                 sums.append(gradient)
             else:
                 sums.append(gathered + gradient)
@@ -273,7 +276,7 @@ class Steps:
             torch._foreach_add_([gradient for gradient, _ in dense], [gathered for _, gathered in dense])
         sums = self.turns.sum_over_ranks(sums, base)
         gamma = self.turns.base_gradient
-        present = [total for total in sums if total is not None]
+        present = [local(total) for total in sums if total is not None]
         if gamma != 1 and present:
             torch._foreach_mul_(present, gamma)
         for parameter, total in zip(base, sums, strict=True):

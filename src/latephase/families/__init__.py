@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..errors import LatePhaseValueError
+from ..sharding import check_sharding
 from ._family import Family, Installation, listing
 from .head import Head
 from .hypernetwork import Hypernetwork
@@ -61,12 +62,15 @@ def install(model: nn.Module, weights: str | Family | Iterable[str | Family]) ->
 
     Raises:
         LatePhaseValueError: an unknown name, weights that match nothing, or two families on one tensor.
+        LatePhaseError: factors beside weights that FSDP2 has sharded.
     """
     entries = [weights] if isinstance(weights, (str, Family)) else list(weights)
     if not entries:
         raise LatePhaseValueError("weights: [] names no late-phase weights; use for example ['norm', 'head']")
     families = [_family(entry) for entry in entries]
     targets = [family.targets(model) for family in families]
+    factors = any(type(family).install is not Family.install for family in families)
+    check_sharding(model, spread=False, factors=factors, in_place=False)
     taken: dict[nn.Parameter, tuple[str, str]] = {}
     for family, found in zip(families, targets, strict=True):
         for name, parameter in found.items():
