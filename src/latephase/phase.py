@@ -18,6 +18,7 @@ from .life import Life
 from .members import AVERAGE, Sites
 from .parallel import ParallelModule
 from .rounds import Rounds
+from .sharding import check_sharding
 
 AnyOptimizer = TypeVar("AnyOptimizer")
 
@@ -53,6 +54,7 @@ class LatePhase:
 
     Raises:
         LatePhaseValueError: an argument that cannot work; the model is untouched.
+        LatePhaseError: a wrapper or a phase that is on the model cannot go together with this one.
 
     Example:
         >>> import torch, latephase
@@ -94,6 +96,7 @@ class LatePhase:
         in_place = choice("accumulate", accumulate, ("copy", "in_place")) == "in_place"
         ranks = Ranks(members, members_over_ranks, process_group)
         inner, wrapper = unwrap(model)
+        check_sharding(inner, members_over_ranks, factors=False, in_place=in_place)
         if hasattr(inner.__dict__.get("train"), "members_share_the_model"):
             raise LatePhaseError("the model already has members that share it; collapse that phase first")
         installations = install(inner, weights)
