@@ -258,10 +258,9 @@ def main() -> None:
     for row in rows:
         reached = f"{row['epochs']} epochs" if row["reached"] else f"not within {row['epochs']} epochs"
         test, equal = row["test"]["mean"], row["minus base, at base's epochs"]
-        difference = f"{equal['mean']:+.2f} [{equal['low'] or 0:+.2f}, {equal['high'] or 0:+.2f}]"
-        print(
-            f"{row['label']}: {reached}, {row['samples']} samples, test {test:.2f}%; minus base at its epochs {difference}"
-        )
+        interval = f"[{equal['low'] or 0:+.2f}, {equal['high'] or 0:+.2f}]"
+        print(f"{row['label']}: {reached}, {row['samples']} samples, test {test:.2f}%", end="; ")
+        print(f"at base's epochs minus base {equal['mean']:+.2f} {interval}", flush=True)
     if options.json:
         grid_of = {
             "lengths": preset.lengths,
