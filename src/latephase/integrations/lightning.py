@@ -231,7 +231,11 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         if self._beginning.signal is not None and self._beginning.signal.started is None:
             self._tell(trainer, pl_module, outputs)
         stepped, self._steps = trainer.global_step != self._steps, trainer.global_step
-        if stepped and self.swa_every is not None and trainer.global_step % self.swa_every == 0:
+        if self.swa_every is not None:
+            if stepped and trainer.global_step % self.swa_every == 0:
+                self._snapshot(trainer)
+        elif trainer.is_last_batch:
+            # Lightning passes over the end of an epoch when it resumes from a checkpoint of its last minibatch.
             self._snapshot(trainer)
 
     def _tell(self, trainer: Any, module: Any, outputs: Any) -> None:
@@ -252,7 +256,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
             self._loss = None
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take a snapshot when it is time."""
+        """Take a snapshot of an epoch that was cut short."""
         if self.swa_every is None:
             self._snapshot(trainer)
 
@@ -261,7 +265,12 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         before = trainer.fit_loop.total_batch_idx if counts_batches(trainer) else trainer.global_step - 1
         if self._swa is not None and self._swa.due(before, epoch=trainer.current_epoch):
             assert self.late is not None
-            self._snapshots.add(self.late.averaged_state_dict(), trainer.global_step)
+            state = self.late.averaged_state_dict()
+            if self.statistics != "fold" and self.late.phase == "late":
+                # What the fold puts into scales and shifts belongs to statistics that will not be there.
+                plain = self.late._life.late("swa").members.average(fold=False)
+                state.update((name, value.clone()) for name, value in plain.items() if name in state)
+            self._snapshots.add(state, trainer.global_step)
 
     # The end
 
