@@ -15,6 +15,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("latephase")
 
 
+@pytest.fixture(scope="session")
+def four_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of four processes has to say; started once for the tests of several files."""
+    from four_ranks import launch
+
+    return launch(tmp_path_factory.getbasetemp())
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.set_num_threads(1)

@@ -87,7 +87,8 @@ class Life:
                 f"fully_shard() after {late} has replaced {', '.join(list(sharded)[:5])}; shard the model first, then "
                 "build the optimizer from its parameters, and call late.optimizer(...) and start() after that"
             )
-        self.sites.weights.update(sharded)
+        for known in (self.sites.weights, *(part.parameters for part in self.installations)):
+            known.update({name: weight for name, weight in sharded.items() if name in known})
         check_sharding(self.model, self.rounds.ranks.spread, bool(self.rounds.joins), self.rounds.in_place)
         if self.rounds.ranks.group is None:
             self.rounds.ranks.group = group_of(self.model.parameters())
