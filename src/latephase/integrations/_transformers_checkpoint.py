@@ -68,6 +68,8 @@ def load_members(path: Path, late: LatePhase) -> tuple[dict[str, Any], dict[str,
             if far > CLOSE * loaded[name].abs().max():
                 raise LatePhaseError(
                     f"{path}: its members do not average to the model that the Trainer resumes from ({name!r} differs "
-                    f"by {float(far):.3g}); give that checkpoint's folder with LatePhaseCallback(resume_from=...)"
+                    f"by {float(far):.3g}); either the file is another checkpoint's, and resume_from=... of "
+                    "LatePhaseCallback can give the right folder, or the Trainer has passed over weights that its "
+                    "checkpoint has under other names"
                 )
     return saved["beginning"], saved["snapshots"]

@@ -107,7 +107,6 @@ class LatePhaseCallback(TrainerCallback):
         self._steps = 0
         self._seen = 0
         self._unsynced: setup.Unsynced | None = None
-        self._losses: tuple[float, float, int] | None = None
         self._logged = 0
 
     # Before training
@@ -170,7 +169,8 @@ class LatePhaseCallback(TrainerCallback):
             setup.check_attached(late, args)
         assert optimizer is not None
         self._hook(optimizer)
-        setup.check_held(late, optimizer)
+        assert self._optimizer is not None
+        setup.check_held(late, self._optimizer)
         self._count_steps()
         per_epoch = None
         if has_length(train_dataloader):
@@ -214,16 +214,7 @@ class LatePhaseCallback(TrainerCallback):
         late = self.late
         if late is None or late.phase != "attached":
             return
-        due = False
-        if self._losses is None:
-            due = self.beginning.due(state.global_step, epoch=int(state.epoch or 0))
-        else:
-            loss, rate, count = self._losses
-            # A logged loss is the mean of several; the signal counts minibatches.
-            for _ in range(count):
-                due = self.beginning.due(state.global_step, loss, lr=rate)
-            self._losses = None
-        if due:
+        if self.beginning.due(state.global_step, epoch=int(state.epoch or 0)):
             late.start()
 
     def on_log(
@@ -234,9 +225,11 @@ class LatePhaseCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Keep the logged loss, the mean over ranks and minibatches, for a start that is left to it."""
-        if self.beginning.automatic and logs and "loss" in logs and state.global_step > self._logged:
-            self._losses = logs["loss"], logs.get("learning_rate", 1.0), state.global_step - self._logged
+        """Give a start that is left to the losses what is logged, the mean over ranks and minibatches."""
+        if self.beginning.automatic and logs and "loss" in logs:
+            # The signal counts minibatches, and a logged loss is the mean of several.
+            for step in range(self._logged, state.global_step):
+                self.beginning.due(step, logs["loss"], lr=logs.get("learning_rate"))
             self._logged = state.global_step
 
     def on_step_end(
