@@ -3,6 +3,7 @@
     python benchmarks/table.py --device cpu --threads 2
     python benchmarks/table.py --device cuda
     python benchmarks/table.py --device cpu --tiny --pairs 6     # every row, at sizes that mean nothing
+    python benchmarks/table.py --show results/speed/cpu-2-threads.json      # a file as Markdown
 
 Times are ratios of two pieces of work in turn in one process; operators and bytes are counted. Rows for an accelerator
 say "not measured" where there is none. A row that is measured again replaces the one in the file and the others stay,
@@ -67,6 +68,23 @@ def keep(file: Path, row: Row, found: object, here: Values, options: Options, se
     file.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
 
 
+def shown(found: object) -> str:
+    """What was measured, for a person to read."""
+    if isinstance(found, dict) and "median" in found:
+        rest = [f"{value} {name}" for name, value in found.items() if name.startswith("operators")]
+        return "; ".join([f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]", *rest])
+    if isinstance(found, dict):
+        return ", ".join(f"{name}: {shown(value)}" for name, value in found.items())
+    return f"{found:,}" if isinstance(found, int) else f"{found:.3f}" if isinstance(found, float) else str(found)
+
+
+def show(file: Path) -> None:
+    """Print a file as Markdown."""
+    print("| work | target | measured |\n|---|---|---|")
+    for work, row in json.loads(file.read_text())["rows"].items():
+        print(f"| {work} | {row['target']} | {shown(row['measured'])} |")
+
+
 WRN_28 = {"depth": 28, "width": 10, "batch": 128, "bf16": True}
 SMALL = {"depth": 16, "width": 1, "batch": 64}
 ROWS = [
@@ -103,7 +121,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="every row, at sizes whose figures mean nothing")
     parser.add_argument("--cpu-time", action="store_true", help="count the process's own seconds: for a busy machine")
     parser.add_argument("--json", help="file to write; by default results/speed/DEVICE.json, and none with --tiny")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing; print this file as Markdown")
     options = parser.parse_args()
+    if options.show:
+        show(options.show)
+        return
     torch.set_num_threads(options.threads)
     here = environment(torch.device(options.device))
     device = re.sub(r"\W+", "-", str(here["device"])).strip("-").lower()
@@ -113,7 +135,7 @@ def main() -> None:
             skipped = row.accelerator and not options.device.startswith("cuda") and not options.tiny
             begun = time.perf_counter()
             found = ACCELERATOR if skipped else row.measure(options)
-            print(f"{row.work}\n  target {row.target}\n  {found}", flush=True)
+            print(f"{row.work}\n  target {row.target}\n  {shown(found)}", flush=True)
             if file:
                 keep(Path(file), row, found, here, options, time.perf_counter() - begun)
 
