@@ -16,7 +16,7 @@ import latephase
 from latephase.evaluation import member_states
 from latephase.experiments.checkpoints import load_checkpoint
 from latephase.experiments.config import Data
-from latephase.experiments.data import Split, load_split
+from latephase.experiments.data import Split
 from latephase.experiments.device import prepare_process
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.evaluate.target import Run
@@ -24,7 +24,8 @@ from latephase.experiments.image_task import ImageTask
 from latephase.experiments.methods import METHODS, READINGS, parse_method
 from latephase.experiments.outcome import predictor_of
 from latephase.experiments.predictor import Predictor
-from latephase.experiments.tasks import TEXT
+from latephase.experiments.tasks import load_data
+from latephase.experiments.text import Corpus
 from latephase.experiments.trajectory import Trajectory
 
 
@@ -44,8 +45,14 @@ class Subject:
 
     @property
     def images(self) -> ImageTask:
-        """Its images and minibatches."""
-        assert isinstance(self.trajectory.task, ImageTask)
+        """Its images and minibatches.
+
+        Raises:
+            ExperimentError: If it is a model of text.
+        """
+        if not isinstance(self.trajectory.task, ImageTask):
+            weights = self.run.weights
+            raise ExperimentError(f"{weights} is a model of text; latephase evaluate takes classifiers of images")
         return self.trajectory.task
 
     @property
@@ -91,12 +98,10 @@ def load_subject(run: Run) -> Subject:
     prepare_process(run.recipe.compute)
     training, reading = parse_method(run.method)
     readings = [] if reading is None else [READINGS[reading.name](run.recipe)]
-    if run.recipe.data.name == TEXT:
-        raise ExperimentError(f"{run.weights} is a model of text; latephase evaluate takes classifiers of images")
-    split = _split(run.recipe.data, run.seed)
-    trajectory = Trajectory(run.recipe, split, run.seed, METHODS[training.name](run.recipe), readings)
+    data = _data(run.recipe.data, run.seed)
+    trajectory = Trajectory(run.recipe, data, run.seed, METHODS[training.name](run.recipe), readings)
     if run.weights.suffix == ".safetensors":
-        _load_weights(trajectory.model, run.weights, len(split.train.classes))
+        _load_weights(trajectory.model, run.weights, trajectory.task.sizes["classes"])
     else:
         _load_checkpoint(trajectory, run, reading.name if reading else None)
     subject = Subject(run, trajectory, predictor_of(trajectory, run.method))
@@ -106,8 +111,8 @@ def load_subject(run: Run) -> Subject:
 
 
 @lru_cache(maxsize=2)
-def _split(data: Data, seed: int) -> Split:
-    return load_split(data, seed)
+def _data(data: Data, seed: int) -> Split | Corpus:
+    return load_data(data, seed)
 
 
 def _load_checkpoint(trajectory: Trajectory, run: Run, reading: str | None) -> None:
