@@ -17,6 +17,7 @@ _COMMANDS = {
     "tune": ("latephase.experiments.tune:main", "experiments", "try a grid of settings, judged on validation images"),
     "train": ("latephase.experiments.commands:train", "experiments", "train one method with one seed"),
     "evaluate": ("latephase.experiments.evaluate.command:evaluate", "experiments", "what a run is worth in all"),
+    "export": ("latephase.experiments.export_command:main", "experiments,export", "a run as ONNX, torch.export, ..."),
     "reproduce": ("latephase.experiments.reproduce.command:main", "experiments", "the paper's tables beside ours"),
     "nqp": ("latephase.experiments.theory.command:main", "experiments", "the theory's figures and tables"),
     "nqp-real": ("latephase.experiments.real_network.command:main", "experiments", "the theory beside a real network"),
