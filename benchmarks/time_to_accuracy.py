@@ -223,6 +223,22 @@ def final(runs: Runs, found: dict[str, dict[str, Any]], seeds: Sequence[int], ta
     return rows
 
 
+def show(file: Path) -> None:
+    """Print a result as Markdown."""
+    print("| method | setting | epochs (interpolated) | samples | seconds | test, % | at base's epochs | minus base |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in json.loads(file.read_text())["rows"]:
+        crossing, difference = row["epochs, interpolated"], row["minus base, at base's epochs"]
+        epochs = f"{row['epochs']} ({crossing:.1f})" if crossing else str(row["epochs"])
+        own, equal = (f"{s['mean']:.2f} ± {s['se'] or 0:.2f}" for s in (row["test"], row["test at base's epochs"]))
+        interval = f"{difference['mean']:+.2f} [{difference['low'] or 0:+.2f}, {difference['high'] or 0:+.2f}]"
+        print(
+            f"| {row['label']} | {', '.join(f'{key} {value}' for key, value in row['setting'].items())} "
+            f"| {'' if row['reached'] else 'not within '}{epochs} | {row['samples']:,} | {row['seconds, median']:.1f} "
+            f"| {own} | {equal} | {'' if row['method'] == 'base' else interval} |"
+        )
+
+
 def main() -> None:
     """Tune, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,7 +254,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="file that finished runs are kept in; an interrupted command goes on")
     parser.add_argument("--tiny", action="store_true", help="made-up images, sizes whose figures mean nothing")
     parser.add_argument("--json", help="write the result to this file")
+    parser.add_argument("--show", type=Path, help="print such a file as Markdown, and train nothing")
     options = parser.parse_args()
+    if options.show:
+        show(options.show)
+        return
     preset = PRESETS[options.preset]
     copies = [SHARED / f"cifar10_jpeg75_{part}.parquet" for part in ("train", "test")]
     if options.train is None and all(copy.exists() for copy in copies):

@@ -178,6 +178,15 @@ def test_the_command_tunes_measures_resumes_and_keeps(
         assert 0 < row["test"]["mean"] <= 100
         assert row["seconds, median"] > 0
     assert kept["rows"][0]["minus base, at base's epochs"]["mean"] == 0
+    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", "--show", str(out)])
+    capsys.readouterr()
+    time_to_accuracy.main()
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 2 + len(methods)
+    assert {row.count("|") for row in table} == {9}
+    assert "training.lr" in table[2]
+    assert "not within 2" in table[2]
+    monkeypatch.setattr(sys, "argv", command)
     lines = runs.read_text().splitlines()
     runs.write_text("\n".join(lines[:-1]) + "\n")
     capsys.readouterr()
