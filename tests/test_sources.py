@@ -13,7 +13,7 @@ import pytest
 import latephase
 
 ROOT = Path(latephase.__file__).parent
-OUTER = {"cli", "__main__", "experiments", "evaluation", "integrations", "nqp"}
+OUTER = {"cli", "__main__", "experiments", "evaluation", "export", "integrations", "nqp"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 CORE = [path for path in SOURCES if path.relative_to(ROOT).parts[0].removesuffix(".py") not in OUTER]
 
