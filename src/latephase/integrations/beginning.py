@@ -103,8 +103,7 @@ class Beginning:
                 )
             self.step = int(self.start * total_steps)
         else:
-            assert isinstance(self.start, int)
-            self.step = self.start
+            self.step = int(self.start)
         if self.step is not None and total_steps is not None and self.step >= total_steps:
             raise LatePhaseValueError(
                 f"{self.name}: {self.start!r} is after optimizer step {self.step}, and the run ends after "

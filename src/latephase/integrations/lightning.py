@@ -7,12 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from ..arguments import choice
 from ..errors import LatePhaseError, LatePhaseValueError
 from ..families import Family
 from ..phase import LatePhase
+from ..sharding import gathered, part_of, placed
 from ..statistics import recompute_statistics
 from ._lightning_base import TYPES, callback_classes, on_top_of
 from ._lightning_checks import (
@@ -99,7 +102,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
             )
         if swa_every is not None and (isinstance(swa_every, bool) or swa_every < 1):
             raise LatePhaseValueError(f"swa_every: {swa_every!r}; use at least 1 optimizer step, or None for epochs")
-        self.options = {
+        self.options: dict[str, Any] = {
             "members": members,
             "weights": weights,
             "noise": noise,
@@ -145,8 +148,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         check_trainer(trainer, self)
         if self.options["accumulate"] == "in_place":
             check_in_place(trainer, pl_module)
-        if not self.members_over_ranks:
-            self._attach_when_complete(pl_module)
+        self._attach_when_complete(pl_module)
 
     def _attach_when_complete(self, module: Any) -> None:
         # Layers may come as late as in configure_model, and no callback is called between it and the strategy, which
@@ -162,20 +164,17 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         def configure_model() -> None:
             unshadow()
             configure()
-            self._attach(module)
+            self.late = LatePhase(module, **self.options)
 
         self._unshadow = unshadow
         module.__dict__["configure_model"] = configure_model
 
-    def _attach(self, module: nn.Module) -> None:
-        self.late = LatePhase(module, **self.options)
-
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Wrap the optimizers."""
-        if self.members_over_ranks:
-            # The wrapper is known by now: its averaging of gradients would mix members, and is switched off.
-            self._attach(trainer.strategy.model)
         assert self.late is not None
+        if self.members_over_ranks and isinstance(trainer.strategy.model, DistributedDataParallel):
+            # From the start on its averaging of gradients would mix members over ranks, and is then switched off.
+            self.late._life.wrapper = trainer.strategy.model
         self._optimizers = torch_optimizers(trainer)
         for optimizer in self._optimizers:
             self.late.optimizer(optimizer)
@@ -270,7 +269,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
                 # What the fold puts into scales and shifts belongs to statistics that will not be there.
                 plain = self.late._life.late("swa").members.average(fold=False)
                 state.update((name, value.clone()) for name, value in plain.items() if name in state)
-            self._snapshots.add(state, trainer.global_step)
+            self._snapshots.add(tree_map(gathered, state), trainer.global_step)
 
     # The end
 
@@ -284,7 +283,8 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         assert self.late is not None
         self.late.collapse("fold" if self.statistics == "fold" else "mean")
         if self._snapshots.count:
-            module.load_state_dict(self._snapshots.mean())
+            like, mean = module.state_dict(), self._snapshots.mean()
+            module.load_state_dict({n: placed(part_of(value, like[n]), like[n]) for n, value in mean.items()})
 
     def _recompute(self, trainer: Any, module: Any) -> None:
         def batches() -> Iterable[Any]:
@@ -317,7 +317,10 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         if self.late is None or not self._fitting:
             return {}
         state = {"beginning": self._beginning.state_dict(), "snapshots": self._snapshots.state_dict()}
-        return state if self.late.phase == "collapsed" else {"late": self.late.state_dict(), **state}
+        if self.late.phase != "collapsed":
+            # Lightning writes what callbacks have on one rank alone, so that it has to be whole there.
+            state["late"] = tree_map(gathered, self.late.state_dict())
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: validation and tests need the averaged weights alone."""
