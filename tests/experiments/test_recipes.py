@@ -67,6 +67,8 @@ def test_the_identity_of_a_recipe_is_what_changes_its_numbers() -> None:
         ("--training.lr_drops=[0.5,0.2]", "training.lr_drops = [0.5, 0.2] is not valid; it takes rising fractions"),
         ("--training.drop_factor=-1", "training.drop_factor = -1"),
         ("--data.resident=maybe", "data.resident = maybe is not valid; it takes true, false or auto"),
+        ("--data.padding=wrap", "data.padding = wrap is not valid; it takes zero or reflect"),
+        ("--data.flip=sometimes", "data.flip = sometimes is not valid; it takes true, false or alternate"),
         ("--data.cutout=-2", "data.cutout = -2 is not valid; it takes a whole number from 0"),
         ("--data.decode_threads=0", "data.decode_threads = 0 is not valid; it takes null or a whole number from 1"),
         ("--data.resize=3", "data.resize = 3 is not valid; it takes null, or beside data.image_size"),
