@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from typing import Literal
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ class StreamedBatches(Minibatches):
         else:
             pad, top, left = self._data.crop_padding, int(draws.top), int(draws.left)
             whole = np.asarray(centre_crop(image, size, self._images.resize))
-            mode = "reflect" if self._data.padding == "reflect" else "constant"
+            mode: Literal["reflect", "constant"] = "reflect" if self._data.padding == "reflect" else "constant"
             array = np.pad(whole, ((pad, pad), (pad, pad), (0, 0)), mode=mode)[top : top + size, left : left + size]
         return array[:, ::-1] if bool(draws.mirrored) else array
 
