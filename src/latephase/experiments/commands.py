@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from latephase.experiments.command_line import help_is_asked, option_parser, parse_known
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.recipe import load_recipe, recipe_names, recipe_parser, scaled
@@ -29,7 +30,7 @@ def compare(arguments: list[str]) -> int:
     Raises:
         ExperimentError: If an argument, a recipe or a file is not what it should be.
     """
-    return _compare("compare", *_recipes_first("compare", arguments))
+    return _compare("compare", *recipes_first("compare", arguments))
 
 
 def demo(arguments: list[str]) -> int:
@@ -59,17 +60,18 @@ def train(arguments: list[str]) -> int:
     Raises:
         ExperimentError: If an argument, the recipe or a file is not what it should be.
     """
-    names, rest = _recipes_first("train", arguments)
+    names, rest = recipes_first("train", arguments)
     if _help_is_asked("train", "RECIPE", rest):
         return 0
     if len(names) > 1:
         raise ExperimentError(f"latephase train takes one recipe, not {len(names)}: {' '.join(names)}")
     options, overrides = _own_options(rest)
     recipe = scaled(load_recipe(names[0], overrides), options.scale)
-    name = _name(names[0], options.scale)
+    name = setting_name(names[0], options.scale)
     folder = options.output or Path("runs") / f"{name}-{recipe.method}-seed{recipe.seed}"
     results = train_recipe(name, recipe, folder, command=_command("train", arguments))
-    print_results(results, folder)
+    if results:
+        print_results(results, folder)
     return 0
 
 
@@ -78,40 +80,49 @@ def _compare(command: str, names: list[str], rest: list[str], output: Path | Non
         return 0
     options, overrides = _own_options(rest)
     chosen: dict[str, Recipe] = {
-        _name(name, options.scale): scaled(load_recipe(name, overrides), options.scale) for name in names
+        setting_name(name, options.scale): scaled(load_recipe(name, overrides), options.scale) for name in names
     }
     folder = options.output or output or Path("runs") / "-and-".join(chosen)
     given = rest if command == "demo" else [*names, *rest]
     results = compare_recipes(chosen, folder, command=_command(command, given), workers=options.workers)
-    print_results(results, folder)
+    if results:
+        print_results(results, folder)
     return 0
 
 
-def _recipes_first(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The recipes are what stands before the first option."""
+def recipes_first(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Tell the recipes, which stand before the first option, from the options.
+
+    Args:
+        command: The command's name.
+        arguments: What follows it.
+
+    Returns:
+        The recipes, and the rest.
+
+    Raises:
+        ExperimentError: If there is no recipe.
+    """
     end = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    if not end and not {"-h", "--help"} & set(arguments):
+    if not end and not help_is_asked(arguments):
         raise ExperimentError(f"latephase {command} needs a recipe first; there are {', '.join(recipe_names())}")
     return arguments[:end], arguments[end:]
 
 
 def _own_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options that are not fields of a recipe; the others are left for the recipe."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = option_parser()
     parser.add_argument("--output", type=Path)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--scale", type=float)
-    try:
-        options, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ExperimentError(str(error)) from error
+    options, rest = parse_known(parser, arguments)
     if options.workers is not None and options.workers < 1:
         raise ExperimentError(f"--workers {options.workers} is not valid; it takes a whole number from 1")
     return options, rest
 
 
 def _help_is_asked(command: str, recipe: str, arguments: Sequence[str]) -> bool:
-    if not {"-h", "--help"} & set(arguments):
+    if not help_is_asked(arguments):
         return False
     parser = recipe_parser(command)
     own = "[--output FOLDER] [--workers N] [--scale FACTOR]"
@@ -123,7 +134,16 @@ def _help_is_asked(command: str, recipe: str, arguments: Sequence[str]) -> bool:
     return True
 
 
-def _name(recipe: str, scale: float | None) -> str:
+def setting_name(recipe: str, scale: float | None) -> str:
+    """What a recipe is called in a run folder.
+
+    Args:
+        recipe: Its name or its file.
+        scale: The factor on its epochs, if there is one.
+
+    Returns:
+        The name.
+    """
     name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
     return name if scale is None else f"{name}-x{scale:g}"
 

@@ -10,6 +10,7 @@ from typing import Any
 from latephase.experiments.checkpoints import load_checkpoint, save_checkpoint
 from latephase.experiments.config import Data
 from latephase.experiments.data import Split
+from latephase.experiments.data_parallel import DataParallel
 from latephase.experiments.device import prepare_process
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods import METHODS, READINGS
@@ -35,12 +36,13 @@ def is_done(leg: Leg) -> bool:
     return all(fork_path(leg.folder, step).exists() for step in leg.forks)
 
 
-def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None) -> None:
+def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None, parallel: DataParallel | None = None) -> None:
     """Train a leg to its end, and save what it is for.
 
     Args:
         leg: The leg; one that is done already returns at once.
         on_step: Called after every minibatch with the number of minibatches so far.
+        parallel: The processes that train it together; the first one writes.
 
     Raises:
         ExperimentError: If the loss is not finite, or a file cannot be read or written.
@@ -54,31 +56,40 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None) -> None:
         leg.seed,
         METHODS[leg.training](leg.recipe),
         [READINGS[name](leg.recipe) for name in leg.readings],
+        parallel,
     )
+    writes = parallel is None or parallel.rank == 0
     state = _state_to_go_on_from(leg, trajectory)
     if state is not None:
         trajectory.load_state_dict(state)
     before = _seconds_at_begin(leg)
     metrics, checkpoint = leg.folder / "metrics.jsonl", leg.folder / "checkpoint.pt"
-    cut_records(metrics, trajectory.step)
+    if writes:
+        cut_records(metrics, trajectory.step)
     saved = time.monotonic()
 
     def after_step(step: int) -> None:
         nonlocal saved
-        if time.monotonic() - saved > 60 * leg.recipe.checkpoint_minutes:
+        if writes and time.monotonic() - saved > 60 * leg.recipe.checkpoint_minutes:
             trajectory.check()
             save_checkpoint(checkpoint, trajectory.state_dict())
             saved = time.monotonic()
         if on_step is not None:
             on_step(step)
 
+    def after_epoch(record: dict[str, Any]) -> None:
+        if writes:
+            append_record(metrics, record)
+
     for stop in (*leg.forks, leg.until):
         if trajectory.step > stop:
             continue
-        trajectory.run(stop, lambda record: append_record(metrics, record), after_step)
+        trajectory.run(stop, after_epoch, after_step)
         trajectory.check()
-        if stop in leg.forks:
+        if stop in leg.forks and writes:
             save_checkpoint(fork_path(leg.folder, stop), trajectory.state_dict())
+    if not writes:
+        return
     if leg.outputs:
         save_checkpoint(checkpoint, trajectory.state_dict())
     for method, folder in leg.outputs:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latephase.experiments.config import Recipe
 from latephase.experiments.data import Split
+from latephase.experiments.data_parallel import DataParallel
 from latephase.experiments.device import pick_device
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.methods.method import Method, Reading
@@ -37,6 +38,7 @@ class Trajectory:
         seed: Seed of weights, minibatches and everything else that is drawn.
         method: The way to train.
         readings: The ways to read models off.
+        parallel: Shares minibatches out among processes that train together; None where this one trains alone.
 
     Attributes:
         task: What is predicted, with its model, minibatches and scores.
@@ -53,7 +55,9 @@ class Trajectory:
         seed: int,
         method: Method,
         readings: Sequence[Reading] = (),
+        parallel: DataParallel | None = None,
     ) -> None:
+        self.parallel = parallel
         self.recipe, self.seed = recipe, seed
         self.method, self.readings = method, list(readings)
         self.device = pick_device(recipe.compute.device)
@@ -123,6 +127,21 @@ class Trajectory:
         with self.autocast():
             logits = self.task.forward(model, x, slot)
         return F.cross_entropy(logits.float(), y)
+
+    def backward(self, loss: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Compute the gradients of a minibatch.
+
+        Args:
+            loss: What `loss` returned for it.
+            model: The model; None takes the trajectory's.
+
+        Returns:
+            The loss; where processes share the minibatch, that of all of it.
+        """
+        loss.backward()
+        if self.parallel is None:
+            return loss
+        return self.parallel.average(loss, (self.model if model is None else model).parameters())
 
     def clip(self, model: nn.Module | None = None) -> None:
         """Scale the gradients of a minibatch down to the recipe's norm, if it has one and they exceed it.
@@ -246,6 +265,8 @@ class Trajectory:
             # A group may have a rate of its own, relative to the schedule's.
             group["lr"] = lr * group.get("rate", 1.0)
         x, y = self.task.minibatch(self.step, self.method.turn, self.method.first_round)
+        if self.parallel is not None:
+            x, y = self.parallel.share(x, y)
         method = self.method if self._begun else self._plain
         self._loss += method.step(self, x, y).detach()
         self.step += 1

@@ -16,6 +16,7 @@ from latephase.experiments.data import AnyImages, hand_over
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.legs import run_leg
 from latephase.experiments.plan import Leg
+from latephase.experiments.team import Team
 
 # Called with the index of a leg and the minibatches it has trained on since the last call.
 OnProgress = Callable[[int, int], None]
@@ -69,6 +70,39 @@ def run_legs(legs: Sequence[Leg], workers: int, sources: Sources, on_progress: O
             ours.close()
             process.terminate()
             process.join()
+
+
+def share_legs(legs: Sequence[Leg], missing: Sequence[int], team: Team) -> None:
+    """Train legs in the processes of a team, which see the same files: each takes the next one when it has time.
+
+    The first process comes back when all are done.
+
+    Args:
+        legs: The legs; the same ones, in the same order, in every process.
+        missing: Indices of those that are not done.
+        team: The processes.
+
+    Raises:
+        ExperimentError: If a leg fails, in whatever process; what is finished stays finished.
+    """
+    waiting = [legs[i] for i in missing]
+    order = _order(waiting)
+    makers = {leg.folder: i for i, leg in enumerate(waiting) if not leg.outputs}
+    while (number := team.take("legs")) < len(order):
+        leg = order[number]
+        maker = _maker(waiting[leg], makers)
+        if maker is not None:
+            team.wait(f"leg-{maker}")
+        try:
+            run_leg(waiting[leg])
+        except ExperimentError as error:
+            team.fail(str(error))
+            raise
+        team.tell(f"leg-{leg}")
+    if team.leads:
+        for leg in order:
+            team.wait(f"leg-{leg}")
+    team.meet("left")
 
 
 def _hand_out(legs: Sequence[Leg], pool: dict[Connection, Any], on_progress: OnProgress) -> None:

@@ -49,8 +49,7 @@ class Accumulating(Method):
         if trajectory.recipe.training.clip is not None:
             # A norm is one minibatch's, as it is where every minibatch is a step.
             trajectory.optimizer.zero_grad()
-        loss = trajectory.loss(x, y)
-        loss.backward()
+        loss = trajectory.backward(trajectory.loss(x, y))
         if trajectory.recipe.training.clip is not None:
             trajectory.clip()
             for p, earlier in zip(trajectory.model.parameters(), sums, strict=True):

@@ -57,8 +57,10 @@ class DeepEnsemble(Method):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            loss = trajectory.loss(*batches.at(trajectory.step), model, slot=i)
-            loss.backward()
+            minibatch = batches.at(trajectory.step)
+            if trajectory.parallel is not None:
+                minibatch = trajectory.parallel.share(*minibatch)
+            loss = trajectory.backward(trajectory.loss(*minibatch, model, slot=i), model)
             trajectory.clip(model)
             optimizer.step()
             losses.append(loss)

@@ -129,8 +129,7 @@ class Method:
             The minibatch's loss, a scalar.
         """
         trajectory.optimizer.zero_grad()
-        loss = trajectory.loss(x, y)
-        loss.backward()
+        loss = trajectory.backward(trajectory.loss(x, y))
         trajectory.clip()
         trajectory.optimizer.step()
         return loss
@@ -172,6 +171,18 @@ class Reading:
     def start(self) -> float:
         """Fraction of training before which nothing is looked at."""
         return 0.0
+
+    @classmethod
+    def summary_for(cls, recipe: Recipe) -> str:
+        """What it does under a recipe, in one line.
+
+        Args:
+            recipe: The recipe.
+
+        Returns:
+            `summary`, unless a setting makes it something else.
+        """
+        return cls.summary
 
     def after_step(self, trajectory: Trajectory) -> None:
         """Look at the trajectory after a minibatch.
