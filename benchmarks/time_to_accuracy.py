@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -262,7 +263,8 @@ def main() -> None:
     preset = PRESETS[options.preset]
     copies = [SHARED / f"cifar10_jpeg75_{part}.parquet" for part in ("train", "test")]
     if options.train is None and all(copy.exists() for copy in copies):
-        options.train, options.test = map(str, copies)
+        # As the command would say it: a result names no folder of one machine.
+        options.train, options.test = map(os.path.relpath, copies)
     data = replace(preset.recipe.data, train=options.train, test=options.test)
     compute = replace(preset.recipe.compute, threads=options.threads)
     compute = replace(compute, device=str(pick_device(options.device or compute.device)))
