@@ -229,6 +229,13 @@ def test_what_predicts_as_an_ensemble_is_not_averaged_over_time() -> None:
         assert math.isfinite(parse_method(name)[0](tiny_recipe()).cost)
 
 
+def test_the_summary_of_swa_says_which_weights_are_averaged() -> None:
+    assert "weights at the ends of the last epochs, statistics" in summary_of("swa", tiny_recipe())
+    often = tiny_recipe(swa__every=20, swa__start=0.75)
+    assert "mean of the weights every 20 minibatches from 75% of training on, statistics" in summary_of("swa", often)
+    assert "every minibatch from 75%" in summary_of("late-phase+swa", tiny_recipe(swa__every=1, swa__start=0.75))
+
+
 def test_the_prediction_of_late_phase_training_is_the_averaged_model_s_in_any_mode() -> None:
     t = finished("late-phase")
     x, _ = plain(t)[0]

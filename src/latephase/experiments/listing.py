@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from latephase.experiments.command_line import help_is_asked, option_parser, parse_known, print_usage
 from latephase.experiments.config import Recipe
 from latephase.experiments.console import results_console
 from latephase.experiments.cost import Cost, Speed, cost_of, measure, parameters_of, quantity
@@ -36,8 +37,8 @@ def main(arguments: list[str]) -> int:
         ExperimentError: If an argument or the recipe is not what it should be.
     """
     console = results_console()
-    if {"-h", "--help"} & set(arguments):
-        console.print(Text(f"usage: {_USAGE}"), soft_wrap=True)
+    if help_is_asked(arguments):
+        print_usage(console, _USAGE)
         return 0
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     options, overrides = _options(arguments if name is None else arguments[1:])
@@ -153,11 +154,7 @@ def _device(recipe: Recipe) -> str:
 
 
 def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = option_parser()
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--scale", type=float)
-    try:
-        options, rest = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise ExperimentError(str(error)) from error
-    return options, rest
+    return parse_known(parser, arguments)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.checkpoints import write_text
+from latephase.experiments.command_line import help_is_asked, option_parser, parse_known, print_usage
 from latephase.experiments.config import Recipe
 from latephase.experiments.console import results_console
 from latephase.experiments.errors import ExperimentError, unknown
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
     options, overrides = _options(arguments)
     console = results_console()
     if options is None:
-        console.print(f"usage: {_USAGE}", soft_wrap=True)
+        print_usage(console, _USAGE)
         return 0
     recipes = grid_recipes(options.recipe, options.grid, overrides)
     known = metrics_of(next(iter(recipes.values())))
@@ -141,20 +142,17 @@ def _table(tuned: dict[str, Any]) -> Table:
 
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace | None, list[str]]:
-    if {"-h", "--help"} & set(arguments):
+    if help_is_asked(arguments):
         return None, []
     if not arguments or arguments[0].startswith("-"):
         raise ExperimentError(f"latephase tune needs a recipe first; there are {', '.join(recipe_names())}")
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = option_parser()
     parser.add_argument("recipe")
     parser.add_argument("--grid", action="append", default=[])
     parser.add_argument("--metric")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--workers", type=int)
-    try:
-        options, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ExperimentError(str(error)) from error
+    options, rest = parse_known(parser, arguments)
     if not options.grid:
         raise ExperimentError("latephase tune needs at least one --grid KEY=VALUE,VALUE,...")
     return options, rest

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from latephase.experiments.checkpoints import write_text
+from latephase.experiments.command_line import help_is_asked, option_parser, parse_known
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError, unknown
 from latephase.experiments.evaluate.measure import measure, steps_of
@@ -42,7 +43,7 @@ def evaluate(arguments: list[str]) -> int:
     """
     begun = time.perf_counter()
     parser = _parser()
-    if {"-h", "--help"} & set(arguments):
+    if help_is_asked(arguments):
         parser.print_help()
         return 0
     parsed, overrides = _parse(parser, arguments)
@@ -64,14 +65,11 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = option_parser(
         prog="latephase evaluate",
         usage=_USAGE,
         description="RUN is the folder of a latephase train, a method's folder in a latephase compare, or a whole one. "
         "SAFETENSORS are plain weights; they need --model and --data, or --recipe.",
-        add_help=False,
-        allow_abbrev=False,
-        exit_on_error=False,
     )
     parser.add_argument("target", metavar="RUN_OR_SAFETENSORS", type=Path, nargs="?")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where the report goes; by default into the run")
@@ -84,10 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    try:
-        parsed, rest = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise ExperimentError(str(error)) from error
+    parsed, rest = parse_known(parser, arguments)
     if parsed.target is None:
         raise ExperimentError("latephase evaluate needs a run folder or a .safetensors file first")
     stray = next((text for text in rest if text.startswith("--") and "." not in text.split("=")[0]), None)

@@ -113,8 +113,9 @@ def summary_of(name: str, recipe: Recipe) -> str:
         The line.
     """
     training, reading = parse_method(name)
-    text = training.summary if reading is None else f"{training.summary}; {reading.summary}"
+    read = "" if reading is None else reading.summary_for(recipe)
+    text = training.summary if reading is None else f"{training.summary}; {read}"
     if reading is not None and reading.only:
-        text = reading.summary
+        text = read
     text = re.sub(r"\bSGD\b", _OPTIMIZERS.get(recipe.training.optimizer, "SGD"), text)
     return re.sub(r"\bK\b", str(recipe.late_phase.members), text)

@@ -32,6 +32,15 @@ class SWA(AveragedWeights):
         self._last: dict[str, Tensor] = {}
         self._models = 0
 
+    @classmethod
+    def summary_for(cls, recipe: Recipe) -> str:
+        """Says which weights are averaged: those of epochs, or of every so many minibatches."""
+        every, begin = recipe.swa.every, recipe.swa.start
+        if every is None:
+            return cls.summary
+        when = f"every {'minibatch' if every == 1 else f'{every} minibatches'} from {begin:.0%} of training on"
+        return cls.summary.replace("at the ends of the last epochs", when)
+
     @property
     def start(self) -> float:
         """Where the average begins."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.checkpoints import write_text
+from latephase.experiments.command_line import help_is_asked
 from latephase.experiments.console import results_console
 from latephase.experiments.device import describe_device
 from latephase.experiments.errors import ExperimentError
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
     """
     begun = time.perf_counter()
     parser = _parser()
-    if {"-h", "--help"} & set(arguments):
+    if help_is_asked(arguments):
         parser.print_help()
         return 0
     try:

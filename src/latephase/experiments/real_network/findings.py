@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from latephase.experiments.real_network.study import CLOUD
 from latephase.experiments.report import numbers
 
 _AGREES = 0.15
-_HUGE = 1e4  # from here on digits say nothing: the prediction has diverged
 
 
-def number(value: float, decimals: int, signed: bool = False) -> str:
-    """A number as the report writes it, or its power of ten where it has diverged.
-
-    Args:
-        value: The number.
-        decimals: Digits after the point.
-        signed: Write a plus sign too.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> number(0.12345, 3), number(2e30, 3)
-        ('0.123', '2e+30')
-    """
-    if abs(value) < _HUGE:
-        return numbers.number(value, decimals, signed)
-    return f"{value:{'+' if signed else ''}.0e}".replace("-", numbers.MINUS)
+number = partial(numbers.number, huge=1e4)
+"""A number as the report writes it; beyond that the prediction has diverged."""
 
 
 def decimals(results: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,22 +52,23 @@ SCORES = {
 MINUS = "\u2212"
 
 
-def number(value: float, decimals: int, signed: bool = False) -> str:
-    """A number with a true minus sign.
+def number(value: float, decimals: int, signed: bool = False, huge: float = math.inf) -> str:
+    """A number with a true minus sign, or its power of ten where it has diverged.
 
     Args:
         value: The number.
         decimals: Digits after the point.
         signed: Write a plus sign too.
+        huge: From where on digits say nothing.
 
     Returns:
         The text.
 
     Example:
-        >>> number(-0.5, 2)
-        '\u22120.50'
+        >>> number(-0.5, 2), number(2e30, 3, huge=1e4)
+        ('\u22120.50', '2e+30')
     """
-    text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
+    text = f"{value:{'+' if signed else ''}{f'.{decimals}f' if abs(value) < huge else '.0e'}}"
     return text.replace("-", MINUS)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latephase.experiments.checkpoints import write_text
+from latephase.experiments.command_line import help_is_asked, option_parser, parse_known, print_usage
 from latephase.experiments.console import results_console
 from latephase.experiments.errors import ExperimentError, unknown
 from latephase.experiments.reproduce.render import as_csv, markdown, notes, terminal_table
@@ -38,8 +39,8 @@ def main(arguments: list[str]) -> int:
         ExperimentError: If an argument is not what it should be, nothing can be run, or a run fails.
     """
     console = results_console()
-    if {"-h", "--help"} & set(arguments):
-        console.print(Text(f"usage: {_USAGE}"), soft_wrap=True)
+    if help_is_asked(arguments):
+        print_usage(console, _USAGE)
         return 0
     if not arguments:
         console.print(_overview())
@@ -87,7 +88,7 @@ def _write(folder: Path, table: dict[str, Any]) -> None:
 
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = option_parser()
     parser.add_argument("--rows")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--scale", type=float)
@@ -95,10 +96,7 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--dry-run", action="store_true")
-    try:
-        options, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ExperimentError(str(error)) from error
+    options, rest = parse_known(parser, arguments)
     for name in ("seeds", "workers"):
         value = getattr(options, name)
         if value is not None and value < 1:
