@@ -24,8 +24,10 @@ def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that is on this rank, in the same memory; of a plain tensor all of it."""
     if not is_sharded(tensor):
         return tensor
+    part: Any = tensor.detach()
     with torch.no_grad():
-        return tensor.detach().to_local()
+        here: Tensor = part.to_local()
+    return here
 
 
 def placed(part: Tensor, like: Tensor, stacked: int = 0) -> Tensor:
@@ -77,7 +79,8 @@ def gathered(tensor: Tensor) -> Tensor:
     """The whole of a tensor on every rank; communicates where it is sharded."""
     if not is_sharded(tensor):
         return tensor
-    whole: Tensor = tensor.detach().full_tensor()
+    parts: Any = tensor.detach()
+    whole: Tensor = parts.full_tensor()
     return whole
 
 
@@ -144,12 +147,11 @@ def _moved(like: "DTensor", stacked: int) -> list[Any]:
     """The placements of a tensor with further dimensions in front."""
     from torch.distributed.tensor import Shard
 
-    moved: list[Any] = []
-    for placement in like.placements:
+    def move(placement: Any) -> Any:
         if isinstance(placement, Shard):
-            moved.append(Shard(placement.dim + stacked))
-        elif hasattr(placement, "split_factor"):
-            moved.append(type(placement)(placement.dim + stacked, split_factor=placement.split_factor))
-        else:
-            moved.append(placement)
-    return moved
+            return Shard(placement.dim + stacked)
+        if hasattr(placement, "split_factor"):  # sharded on top of tensor parallelism
+            return type(placement)(placement.dim + stacked, split_factor=placement.split_factor)
+        return placement
+
+    return [move(placement) for placement in like.placements]

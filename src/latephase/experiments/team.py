@@ -130,7 +130,7 @@ class Team:
             device_type: Where these are.
         """
         backend = "nccl" if device_type == "cuda" else "gloo"
-        store = dist.PrefixStore("group", self._store)
+        store = dist.PrefixStore("group", self._store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world)
 
     def end_group(self) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, StorageReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMetadata
 from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.checkpoint.storage import StorageReader
 
 from latephase import LatePhase, LatePhaseValueError
 from latephase.sharding import local, placed
@@ -80,7 +81,7 @@ class PhaseState(Stateful):
             metadata = reader.read_metadata()
         except FileNotFoundError as error:
             raise LatePhaseValueError(
-                f"PhaseState: {error.filename or 'the path'} is not there, so this is no checkpoint; give the path that "
+                f"PhaseState: {error.filename or 'the path'} is not there, so this is no checkpoint; give one that "
                 "torch.distributed.checkpoint saved to"
             ) from error
         paths = {name: path for name, path in (metadata.planner_data or {}).items() if str(path[0]) == self.key}
