@@ -22,8 +22,10 @@ STEPS = 3 * lit_ranks.SIZE
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[list[dict]]:
+    # To import Lightning takes longer than all that the processes do; the server does it once for both.
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["latephase.integrations.lightning"])
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(lit_ranks.work, (folder,), nprocs=WORLD, start_method="spawn")
+        torch.multiprocessing.start_processes(lit_ranks.work, (folder,), nprocs=WORLD, start_method="forkserver")
         yield [torch.load(f"{folder}/rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
