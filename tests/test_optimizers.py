@@ -45,8 +45,8 @@ def test_each_members_optimizer_state_is_its_own(name: str) -> None:
 class CountsInGroup(torch.optim.Optimizer):
     """Adam's bias correction from a counter in the group, as in timm's Lamb; it counts in every step()."""
 
-    def __init__(self, params, lr: float = 1e-2) -> None:
-        super().__init__(params, {"lr": lr, "step": 0})
+    def __init__(self, params, lr: float = 1e-2, step: float | torch.Tensor = 0) -> None:
+        super().__init__(params, {"lr": lr, "step": step})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -59,14 +59,16 @@ class CountsInGroup(torch.optim.Optimizer):
                     p.sub_(m, alpha=group["lr"] / (1 - 0.9 ** group["step"]))
 
 
+@pytest.mark.parametrize("kind", [int, torch.tensor])
 @pytest.mark.parametrize("start", [0, 3])
-def test_counters_in_the_groups_count_rounds(start: int) -> None:
+def test_counters_in_the_groups_count_rounds(start: int, kind) -> None:
+    """Numbers, and tensors that count up in place, as timm's Lamb has them now."""
     case = Case(start=start)
     model, theirs = case.plain(), case.plain()
-    optimizer = CountsInGroup(model.parameters())
+    optimizer = CountsInGroup(model.parameters(), step=kind(0.0))
     late = latephase.LatePhase(model, members=3)
     late.optimizer(optimizer)
-    judge = Reference(theirs, CountsInGroup(theirs.parameters()), case.late_names(), 3)
+    judge = Reference(theirs, CountsInGroup(theirs.parameters(), step=kind(0.0)), case.late_names(), 3)
     for index, batch in enumerate(case.batches(start + TURNS)):
         if index == start:
             late.start()

@@ -173,7 +173,11 @@ class Reference:
         """An optimizer like ``clock`` for the named parameters of ``model``, None if it holds none."""
         twins = {self.model.get_parameter(name): model.get_parameter(name) for name in names}
         groups = [
-            {**group, "params": [twins[p] for p in group["params"] if p in twins]} for group in clock.param_groups
+            {
+                **{key: copy.deepcopy(value) for key, value in group.items() if key != "params"},
+                "params": [twins[p] for p in group["params"] if p in twins],
+            }
+            for group in clock.param_groups
         ]
         if not any(group["params"] for group in groups):
             return None

@@ -211,10 +211,7 @@ class Steps:
             return
         scale = getattr(self.optimizer, "grad_scale", None)
         self._pending = []
-        self._scalars = [
-            {key: value for key, value in group.items() if type(value) in (int, float)}
-            for group in self.optimizer.param_groups
-        ]
+        self._scalars = [_numbers(group) for group in self.optimizer.param_groups]
         if self.turns.replay(self) or (self.turns.last and not self.done):
             if self._states_differ():
                 self.step_late()
@@ -307,7 +304,10 @@ class Steps:
         # member step once a round, so a group's counters move on the last turn alone; every turn starts from the same.
         for group, scalars in zip(self.optimizer.param_groups, self._scalars, strict=False):
             for key, value in scalars.items():
-                group[key] = value
+                if isinstance(value, Tensor):
+                    group[key].copy_(value)
+                else:
+                    group[key] = value
 
     # Gathering during backward
 
@@ -322,6 +322,12 @@ class Steps:
         self.sums[parameter] = owned(gradient) if known is None else known.add_(gradient)
         parameter.grad = None
         self._gathered = True
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers in a group, which its optimizer may count up, those in tensors as copies; rates are schedulers'."""
+    tensors = {key: value.clone() for key, value in group.items() if isinstance(value, Tensor) and key != "lr"}
+    return tensors | {key: value for key, value in group.items() if type(value) in (int, float)}
 
 
 def _inside_a_step(optimizer: Optimizer) -> bool:
