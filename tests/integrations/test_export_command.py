@@ -50,10 +50,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("single") / "run"
-    assert main(["train", "digits-noisy", *options(IMAGES), "--method=late-phase", f"--output={folder}"]) == 0
-    return folder
+def trained(compared: Path) -> Path:
+    return compared / "digits-noisy/seed-0/late-phase"
 
 
 @pytest.fixture(scope="module", params=["lstm-6", "transformer-1-32"])
@@ -162,21 +160,21 @@ def test_text_with_a_state_and_without(text: Path) -> None:
     recurrent = subject.predictor.model.recurrent
     with torch.no_grad():
         whole, state = subject.predictor.model.eval()(x.tokens)
-    path, facts = exported(text, "onnx", *(["--length=1"] if recurrent else []))
-    assert len(facts["inputs"]) == (3 if recurrent else 1)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    tokens, *states = [given.name for given in session.get_inputs()]
-    # Character by character with the state handed on, or all at once: the same logits.
+    # Character by character with the state handed on, or all at once at a size never traced: the same logits.
     if recurrent:
-        held = [torch.zeros_like(part).numpy() for part in state]
-        found = []
+        path, facts = exported(text, "onnx", "--length=1")
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        tokens, *states = [given.name for given in session.get_inputs()]
+        held, parts = [torch.zeros_like(part).numpy() for part in state], []
         for i in range(x.tokens.shape[1]):
             given = {tokens: x.tokens[:, i : i + 1].numpy(), **dict(zip(states, held, strict=True))}
             logits, *held = session.run(None, given)
-            found.append(torch.from_numpy(logits))
-        found = torch.cat(found, 1)
+            parts.append(torch.from_numpy(logits))
+        found = torch.cat(parts, 1)
     else:
-        found = torch.from_numpy(session.run(None, {tokens: x.tokens.numpy()})[0])
+        path, facts = exported(text, "export")
+        found = torch.export.load(path).module()(x.tokens)[0]
+    assert len(facts["inputs"]) == (3 if recurrent else 1)
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
     path, facts = exported(text, "export", "--what=ensemble")
     logits = torch.export.load(path).module()(x.tokens)[0]
@@ -197,7 +195,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert "there is no run nowhere" in fails(capsys, "nowhere", "--format=onnx")
     assert "--seed" in fails(capsys, trained, "--format=onnx", "--seed=one")
     assert "--model.width cannot be changed" in fails(capsys, trained, "--format=onnx", "--model.width=8")
-    assert "holds no finished run" in fails(capsys, unfinished(trained, tmp_path), "--format=onnx")
+    (tmp_path / "interrupted").mkdir()
+    shutil.copy(compared / "digits-noisy/recipe.yaml", tmp_path / "interrupted")
+    assert "interrupted holds no finished run" in fails(capsys, tmp_path / "interrupted", "--format=onnx")
     assert "the members are 0 to 2" in fails(capsys, trained, "--format=onnx", "--what=member:3")
     taken = tmp_path / "taken.onnx"
     taken.write_text("mine")
@@ -214,13 +214,6 @@ def test_mistakes_are_one_line_and_exit_code_2(
     missing = fails(capsys, trained, "--format=onnx", f"--output={tmp_path / 'new.onnx'}")
     assert "export needs onnxruntime; install it with: pip install 'latephase[" in missing
     assert not (tmp_path / "new.onnx").exists()
-
-
-def unfinished(trained: Path, folder: Path) -> Path:
-    """The same run, interrupted before its results were written."""
-    copy = shutil.copytree(trained, folder / "interrupted")
-    (copy / "result.json").unlink()
-    return copy
 
 
 def test_help_lists_the_formats(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import pickletools
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cases import Case, run
 from latephase.export import FORMATS, write
 from latephase.export.program import batch_is_dynamic, trace
 
+SLOW = pytest.mark.slow
 FAMILIES = [
     replace(case, dtype=torch.float32)
     for case in (
@@ -28,7 +30,21 @@ FAMILIES = [
 ]
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+# What takes seconds is fast for these alone; that the other families' graphs are the plain model's is shown for all.
+FAST = {"strict": FAMILIES[:1], "onnx": [FAMILIES[0], FAMILIES[-1]], "quantised": FAMILIES[:1]}
+
+
+def crossed(name: str, values: Sequence[str]) -> pytest.MarkDecorator:
+    """Every family with every value of another parameter."""
+    rows = [
+        pytest.param(case, value, id=f"{case}-{value}", marks=() if case in FAST.get(value, FAMILIES) else SLOW)
+        for case in FAMILIES
+        for value in values
+    ]
+    return pytest.mark.parametrize(("collapsed", name), rows, indirect=["collapsed"])
+
+
+@pytest.fixture(scope="module")
 def collapsed(request: pytest.FixtureRequest) -> tuple[Case, nn.Module, nn.Module, Tensor]:
     """The row, its collapsed model, a model of the original code with its weights, and inputs."""
     case: Case = request.param
@@ -40,21 +56,21 @@ def collapsed(request: pytest.FixtureRequest) -> tuple[Case, nn.Module, nn.Modul
     return case, model.eval(), plain.eval(), x
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
-def test_torch_export(collapsed: tuple[Case, nn.Module, nn.Module, Tensor], strict: bool) -> None:
+@crossed("way", ["traced", "strict"])
+def test_torch_export(collapsed: tuple[Case, nn.Module, nn.Module, Tensor], way: str) -> None:
     """The program is that of the plain model, operator by operator: nothing of the phase is in it."""
     _, model, plain, x = collapsed
     dynamic = batch_is_dynamic((x,))
-    program = trace(model, (x[:3],), dynamic, strict)
+    program = trace(model, (x[:3],), dynamic, strict=way == "strict")
     for size in (1, 7):
         torch.testing.assert_close(program.module()(x[:size]), plain(x[:size]), rtol=1e-6, atol=1e-6)
-    if not strict:
+    if way == "traced":
         theirs = trace(plain, (x[:3],), dynamic)
         assert [str(n.target) for n in program.graph.nodes] == [str(n.target) for n in theirs.graph.nodes]
         assert program.state_dict.keys() == theirs.state_dict.keys()
 
 
-@pytest.mark.parametrize("name", ["safetensors", "export", "onnx", "torchscript", "quantised"])
+@crossed("name", ["safetensors", "export", "onnx", "torchscript", "quantised"])
 def test_what_is_read_back_predicts_the_same(
     collapsed: tuple[Case, nn.Module, nn.Module, Tensor], name: str, tmp_path: Path
 ) -> None:
@@ -78,6 +94,7 @@ def test_what_is_read_back_predicts_the_same(
         assert written.outputs.top1 == 1.0
 
 
+@pytest.mark.parametrize("collapsed", FAMILIES, ids=str, indirect=True)
 def test_torchscript_is_that_of_the_original(collapsed: tuple[Case, nn.Module, nn.Module, Tensor]) -> None:
     """Where the original's code is TorchScript, so is the collapsed model's; where it is not, neither is."""
     _, model, plain, _ = collapsed

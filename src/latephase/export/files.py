@@ -93,6 +93,7 @@ def write(
         >>> import tempfile
         >>> folder, x = tempfile.TemporaryDirectory(), torch.zeros(2, 3)
         >>> written = write(nn.Linear(3, 2), (x,), f"{folder.name}/linear.safetensors", "safetensors")
+        >>> folder.cleanup()
         >>> written.outputs.largest
         0.0
     """
