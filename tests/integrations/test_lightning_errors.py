@@ -3,6 +3,8 @@
 import copy
 import doctest
 import pickle
+import re
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -155,6 +157,15 @@ def test_an_optimizer_without_the_weights() -> None:
             return torch.optim.LBFGS(self.parameters())
 
     refused("LBFGS", Second())
+
+    class Sharding(Lit):
+        def configure_optimizers(self):
+            return ZeroRedundancyOptimizer(self.parameters(), lr=0.1)
+
+    class ZeroRedundancyOptimizer(torch.optim.SGD):
+        """The real one needs several processes."""
+
+    refused("ZeroRedundancyOptimizer .*plain optimizer", Sharding())
 
 
 def test_frozen_weights_need_no_optimizer() -> None:
@@ -320,3 +331,11 @@ def test_post_local_sgd() -> None:
 def test_the_examples_run() -> None:
     for module in (integration, snapshots):
         assert doctest.testmod(module).failed == 0
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_lightning_*.py"))
+    assert len(named) > 20
+    assert not {name for name in named if f"def {name}(" not in sources}

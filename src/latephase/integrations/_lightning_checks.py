@@ -100,7 +100,7 @@ def _own(module: nn.Module) -> int:
 
 
 def check_optimizers(late: LatePhase, optimizers: list[Any], module: nn.Module) -> None:
-    """Refuse optimizers that do not hold the late-phase weights, and layers that were replaced after attachment.
+    """Refuse optimizers that do not hold or do not show the late-phase weights, and layers that were replaced.
 
     Args:
         late: the attached phase.
@@ -110,6 +110,12 @@ def check_optimizers(late: LatePhase, optimizers: list[Any], module: nn.Module) 
     Raises:
         LatePhaseValueError: that, with names.
     """
+    for optimizer in optimizers:
+        if "ZeroRedundancyOptimizer" in names_of(optimizer):
+            raise LatePhaseValueError(
+                "configure_optimizers: ZeroRedundancyOptimizer steps through an optimizer of its own, which no hook "
+                "sees; use a plain optimizer, with ModelParallelStrategy and fully_shard where memory is short"
+            )
     present = set(module.parameters())
     held = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     late_weights = dict(zip(late.late_names(), late.late_parameters(), strict=True))

@@ -177,7 +177,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
             self.late._life.wrapper = trainer.strategy.model
         self._optimizers = torch_optimizers(trainer)
         for optimizer in self._optimizers:
-            self.late.optimizer(optimizer)
+            self.late.optimizer(optimizer)  # the weights' factors are in it from here on
         check_optimizers(self.late, self._optimizers, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
