@@ -18,9 +18,9 @@ torch.manual_seed(0)
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
 data = TensorDataset(F.interpolate(images, 32), torch.tensor(digits.target))
-train, test = torch.utils.data.random_split(data, [1400, len(data) - 1400], torch.Generator().manual_seed(0))
+train, test = torch.utils.data.random_split(data, [1000, len(data) - 1000], torch.Generator().manual_seed(0))
 loader = DataLoader(train, batch_size=50, shuffle=True)
-EPOCHS, START = 4, 2
+EPOCHS, START = 3, 2
 
 model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
 optimizer = create_optimizer_v2(model, opt="lamb", lr=0.02, weight_decay=0.02)

@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
         model=model,
         args=TrainingArguments(
             folder,
-            num_train_epochs=6,
+            num_train_epochs=4,
             per_device_train_batch_size=16,
             learning_rate=2e-3,
             lr_scheduler_type="cosine",
@@ -47,7 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
         train_dataset=data[:384],
         eval_dataset=data[384:],
         compute_metrics=accuracy,
-        callbacks=[LatePhaseCallback(members=5, weights=["norm", "head"], start="3e")],
+        callbacks=[LatePhaseCallback(members=5, weights=["norm", "head"], start="2e")],
     )
     trainer.train()
     trainer.save_model(folder)  # an ordinary BERT

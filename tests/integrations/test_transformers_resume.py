@@ -51,7 +51,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow) if name == "accumulation" else name for name in CASES]
+)
 def test_resumed_equals_uninterrupted(case: str, tmp_path: Path) -> None:
     """Bit for bit, with dropout and shuffled minibatches: at step 8, and at step 4, before the start."""
     model, options, changes = CASES[case]
