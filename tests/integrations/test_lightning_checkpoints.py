@@ -253,6 +253,37 @@ def test_a_checkpoint_of_other_members_is_refused_at_set_up(tmp_path: Path) -> N
     assert not hasattr(module.train, "members_share_the_model")
 
 
+@pytest.mark.parametrize("start", [START, "auto"])
+def test_a_late_phase_goes_on_in_a_run_of_another_length(tmp_path: Path, start) -> None:
+    """Its start is past, so that it need not fit to the new run."""
+    fit(Lit(), [LatePhaseCallback(MEMBERS, start=start), every_step(tmp_path)], **SAVING)
+    module = Lit()
+    fit(
+        module,
+        [LatePhaseCallback(MEMBERS, start=99 if start == START else start)],
+        max_epochs=5,
+        ckpt=tmp_path / "step=20.ckpt",
+    )
+    started = START if start == START else latest(tmp_path)
+    assert_trained_as(module, *plain_loop(5 * PER_EPOCH, start=started))
+
+
+def latest(folder: Path) -> int:
+    """When the signal of a run started it."""
+    state = torch.load(folder / "step=20.ckpt", weights_only=True)["callbacks"]["LatePhaseCallback"]
+    return state["beginning"]["started"]
+
+
+def test_a_refusal_after_the_members_were_loaded_leaves_the_plain_module(tmp_path: Path) -> None:
+    fit(Lit(), [LatePhaseCallback(MEMBERS, start=START), every_step(tmp_path, 11)], **SAVING)
+    module = Lit()
+    with pytest.raises(latephase.LatePhaseValueError, match="swa: .*ends after"):
+        fit(module, [LatePhaseCallback(MEMBERS, start=START, swa=99)], ckpt=tmp_path / "step=11.ckpt")
+    _, late = plain_loop(11, start=START)
+    assert_equal(dict(module.net.state_dict()), dict(late.averaged_state_dict()))
+    assert not hasattr(module.train, "members_share_the_model")
+
+
 # Lightning-AI/pytorch-lightning#14866: after SWA the accuracy was that of wrong statistics; mosaicml/composer#624: SWA
 # that ends in the last epoch never refreshes them; Lightning-AI/pytorch-lightning#17245: the fake epoch that did broke
 # the gradient scaler.

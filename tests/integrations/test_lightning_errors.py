@@ -132,6 +132,14 @@ def test_a_trial_run_need_not_reach_the_start() -> None:
         assert callback.late.phase == "collapsed"
 
 
+def test_recomputation_of_statistics_without_data_to_do_it() -> None:
+    refused(
+        "statistics: .*length", data=iter_only(), callback=LatePhaseCallback(MEMBERS, start=3, statistics="recompute")
+    )
+    several = {"a": Resumable(batches()), "b": Resumable(batches())}
+    refused("statistics: .*has 2", data=several, callback=LatePhaseCallback(MEMBERS, start=3, statistics="recompute"))
+
+
 def test_data_without_a_length() -> None:
     """Epochs can be counted all the same."""
     module = Lit()

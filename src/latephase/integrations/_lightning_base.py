@@ -1,15 +1,24 @@
-"""Which Lightning it is: `lightning.pytorch` and `pytorch_lightning` each accept callbacks of their own class alone."""
+"""How a callback gets into Lightning: under which of its two names, and at which moment it meets the whole module."""
 
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def callback_classes() -> list[type]:
-    """The Callback classes of the packages that are imported; of the first one that is installed if none is."""
+    """The Callback classes of the packages that are imported; of the first one that is installed if none is.
+
+    Each package accepts callbacks of its own class alone.
+
+    Raises:
+        ModuleNotFoundError: none is installed.
+    """
     names = [name for name in PACKAGES if name in sys.modules]
     if not names:
         names = [name for name in PACKAGES if importlib.util.find_spec(name.partition(".")[0])][:1]
@@ -28,3 +37,31 @@ def on_top_of(cls: type, others: tuple[type, ...]) -> Any:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         TYPES[cls, *others] = type(cls.__name__, (cls, *others), names)
     return TYPES[cls, *others]
+
+
+def when_complete(module: Any, then: Callable[[nn.Module], None]) -> Callable[[], None]:
+    """Call something when the module has all its layers, and before the strategy wraps it.
+
+    Layers may come as late as in `configure_model`, and no callback is called between that and the strategy.
+
+    Args:
+        module: the user's LightningModule.
+        then: is called once with the module, right behind its `configure_model`.
+
+    Returns:
+        What undoes it before that.
+    """
+    own, configure = module.__dict__.get("configure_model"), module.configure_model
+
+    def undo() -> None:
+        module.__dict__.pop("configure_model", None)
+        if own is not None:
+            module.__dict__["configure_model"] = own
+
+    def configure_model() -> None:
+        undo()
+        configure()
+        then(module)
+
+    module.__dict__["configure_model"] = configure_model
+    return undo

@@ -1,6 +1,8 @@
 """What a Lightning run must be like for late-phase weights to work, and how long it is; nothing imports Lightning."""
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -192,3 +194,31 @@ def _steps(batches: int, schedule: Any, epoch: int) -> int:
 def counts_batches(trainer: Any) -> bool:
     """Whether `length` counts minibatches: with manual optimization a minibatch may be several optimizer steps."""
     return not trainer.lightning_module.automatic_optimization and trainer.max_steps == -1
+
+
+def check_recomputation(trainer: Any) -> None:
+    """Refuse training data that cannot be passed through the model once more at the end.
+
+    Args:
+        trainer: the Lightning trainer, once its data is set up.
+
+    Raises:
+        LatePhaseValueError: several loaders, or data without an end.
+    """
+    loaders = trainer.train_dataloader
+    if isinstance(loaders, (list, tuple, dict)):
+        raise LatePhaseValueError(
+            f"statistics: 'recompute' needs one train_dataloader, and this run has {len(loaders)}; use 'fold', or call "
+            "latephase.recompute_statistics after fit"
+        )
+    if not math.isfinite(trainer.num_training_batches):
+        raise LatePhaseValueError(
+            "statistics: 'recompute' passes the training data once, and its length is not known; set "
+            "limit_train_batches, use 'fold', or call latephase.recompute_statistics after fit"
+        )
+
+
+def training_batches(trainer: Any) -> Iterator[Any]:
+    """One epoch of training data, on the device and in the precision of the training."""
+    for batch in islice(trainer.train_dataloader, int(trainer.num_training_batches)):
+        yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)

@@ -1,7 +1,6 @@
 """LatePhaseCallback: late-phase weights in a Lightning Trainer."""
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
@@ -17,15 +16,17 @@ from ..families import Family
 from ..phase import LatePhase
 from ..sharding import gathered, part_of, placed
 from ..statistics import recompute_statistics
-from ._lightning_base import TYPES, callback_classes, on_top_of
+from ._lightning_base import TYPES, callback_classes, on_top_of, when_complete
 from ._lightning_checks import (
     check_in_place,
     check_optimizers,
+    check_recomputation,
     check_same,
     check_trainer,
     counts_batches,
     length,
     torch_optimizers,
+    training_batches,
 )
 from .beginning import Beginning
 from .snapshots import Snapshots
@@ -53,7 +54,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         accumulate: "copy" or "in_place".
         members_over_ranks: under DDP, rank r trains member (turn * world + r).
         swa: also average the averaged model over time, from this moment on, given like `start` but for "auto"; the
-            mean is what fit leaves behind. False: no.
+            mean is what fit leaves behind, if it gets that far. False: no.
         swa_every: optimizer steps from one snapshot to the next; None takes one at the end of every epoch.
         statistics: of normalisation layers at the end: "fold" and "mean" as in `LatePhase.collapse`; "recompute" passes
             the training data once through the final model, with the trainer's precision, over all ranks.
@@ -148,26 +149,11 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         check_trainer(trainer, self)
         if self.options["accumulate"] == "in_place":
             check_in_place(trainer, pl_module)
-        self._attach_when_complete(pl_module)
+        self._unshadow = when_complete(pl_module, self._attach)
 
-    def _attach_when_complete(self, module: Any) -> None:
-        # Layers may come as late as in configure_model, and no callback is called between it and the strategy, which
-        # wraps the module; factors must be there before.
-        own, configure = module.__dict__.get("configure_model"), module.configure_model
-
-        def unshadow() -> None:
-            self._unshadow = None
-            module.__dict__.pop("configure_model")
-            if own is not None:
-                module.__dict__["configure_model"] = own
-
-        def configure_model() -> None:
-            unshadow()
-            configure()
-            self.late = LatePhase(module, **self.options)
-
-        self._unshadow = unshadow
-        module.__dict__["configure_model"] = configure_model
+    def _attach(self, module: nn.Module) -> None:
+        self._unshadow = None
+        self.late = LatePhase(module, **self.options)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Wrap the optimizers."""
@@ -194,8 +180,10 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
             self._beginning.load_state_dict(self._saved["beginning"])
             self._snapshots.load_state_dict(self._saved["snapshots"])
             self._saved = None
+        if self.statistics == "recompute":
+            check_recomputation(trainer)
         per_epoch, total, epochs = length(trainer)
-        for beginning in (self._beginning, self._swa):
+        for beginning in (self._beginning if self.late.phase == "attached" else None, self._swa):
             if beginning is None:
                 continue
             if trainer.fast_dev_run and not isinstance(beginning.start, float):
@@ -277,24 +265,18 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         """Leave the average alone in the module."""
         self._collapse(pl_module)
         if self.statistics == "recompute":
-            self._recompute(trainer, pl_module)
+            group = dist.group.WORLD if trainer.world_size > 1 else None
+            # No optimizer, scaler or loop of the trainer takes part.
+            with trainer.precision_plugin.forward_context(), torch.no_grad():
+                recompute_statistics(pl_module, training_batches(trainer), self.forward, group)
 
     def _collapse(self, module: nn.Module) -> None:
         assert self.late is not None
         self.late.collapse("fold" if self.statistics == "fold" else "mean")
         if self._snapshots.count:
             like, mean = module.state_dict(), self._snapshots.mean()
-            module.load_state_dict({n: placed(part_of(value, like[n]), like[n]) for n, value in mean.items()})
-
-    def _recompute(self, trainer: Any, module: Any) -> None:
-        def batches() -> Iterable[Any]:
-            for batch in islice(trainer.train_dataloader, int(trainer.num_training_batches)):
-                yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
-
-        group = dist.group.WORLD if trainer.world_size > 1 else None
-        # No optimizer, scaler or loop of the trainer takes part.
-        with trainer.precision_plugin.forward_context(), torch.no_grad():
-            recompute_statistics(module, batches(), self.forward, group)
+            own = {name: placed(part_of(value, like[name]), like[name]) for name, value in mean.items()}
+            module.load_state_dict(own, strict=getattr(module, "strict_loading", True))
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Collapse the phase of a run that had nothing left to train."""
@@ -307,7 +289,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         """Leave no trace of a set-up that failed; a phase that has begun to train stays as it is."""
         if self._unshadow is not None:
             self._unshadow()
-        if self.late is not None and self.late.phase == "attached" and not self._training:
+        if self.late is not None and self.late.phase != "collapsed" and not self._training:
             self.late.collapse()
 
     # Checkpoints
