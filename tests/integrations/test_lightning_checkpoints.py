@@ -237,6 +237,7 @@ def test_what_is_saved_after_fit_is_the_average_and_trains_on(tmp_path: Path) ->
     assert_trained_as(module, net, again)
 
 
+# ACEsuit/mace#172: averaging was to start from a run that had none.
 def test_a_plain_checkpoint_trains_on_with_members(tmp_path: Path) -> None:
     """The callback is new to the run: members start at once, from what was trained."""
     fit(Lit(), [every_step(tmp_path)], **SAVING)
@@ -277,7 +278,7 @@ def latest(folder: Path) -> int:
 def test_a_refusal_after_the_members_were_loaded_leaves_the_plain_module(tmp_path: Path) -> None:
     fit(Lit(), [LatePhaseCallback(MEMBERS, start=START), every_step(tmp_path, 11)], **SAVING)
     module = Lit()
-    with pytest.raises(latephase.LatePhaseValueError, match="swa: .*ends after"):
+    with pytest.raises(latephase.LatePhaseValueError, match=r"swa: .*ends after"):
         fit(module, [LatePhaseCallback(MEMBERS, start=START, swa=99)], ckpt=tmp_path / "step=11.ckpt")
     _, late = plain_loop(11, start=START)
     assert_equal(dict(module.net.state_dict()), dict(late.averaged_state_dict()))

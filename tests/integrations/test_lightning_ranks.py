@@ -214,6 +214,7 @@ def test_fully_sharded_equals_the_plain_loop(outcomes) -> None:
         assert_equal({name: found[name] for name in net.state_dict()}, dict(net.state_dict()), 1e-11)
 
 
+# Lightning-AI/pytorch-lightning#21414: averages over time of sharded weights.
 def test_fully_sharded_averages_over_time(outcomes) -> None:
     taken = []
 
