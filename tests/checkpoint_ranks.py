@@ -149,7 +149,7 @@ RESUMED = [
     for index, how, targets in (
         (0, "sharded", ("sharded 4", "sharded 2", "alone 1")),
         (1, "sharded", ("sharded 2", "alone 1")),
-        (2, "sharded", ("sharded 2", "alone 1")),
+        (2, "sharded", ("alone 1",)),
         (0, "replicated", ("replicated 4", "replicated 2", "sharded 2", "alone 1")),
     )
     for then, world in ((target.split()[0], int(target.split()[1])) for target in targets)

@@ -63,11 +63,15 @@ def loss_of_shares(case: Case, batch, world: int):
     return loss
 
 
-def judged(case: Case, world: int, turns: int = TURNS, clip=None) -> Reference:
-    """One process with the minibatches of `world` ranks, of which each has its share."""
+def judged(case: Case, world: int, turns: int = TURNS, clip=None, change: tuple[int, int] = (TURNS, 0)) -> Reference:
+    """One process with the minibatches of `world` ranks, of which each has its share.
+
+    `change`: after how many minibatches from the start on there are how many ranks instead.
+    """
     _, _, judge = case.reference()
     for number, batch in enumerate(case.batches(case.start + turns, size=SIZE)):
         if number == case.start:
             judge.start()
-        judge.step(loss_of_shares(case, batch, world), clip=clip)
+        present = world if number < case.start + change[0] else change[1]
+        judge.step(loss_of_shares(case, batch, present), clip=clip)
     return judge

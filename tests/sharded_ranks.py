@@ -215,16 +215,15 @@ REFUSALS = {
 def scenarios() -> dict[str, tuple[int, Callable[[Place], object]]]:
     """By name: on how many ranks, and what."""
     table: dict[str, tuple[int, Callable[[Place], object]]] = {}
-    for index in range(len(SHARDED)):
-        for world, order in ((4, "after"), (2, "before")) if index in (0, 2) else ((2 + 2 * (index == 3), "before"),):
-            table[f"sharded {index} {world} {order}"] = world, lambda p, a=(index, order): sharded(p, *a)
-    table["sharded 2 4 before"] = 4, lambda p: sharded(p, 2, "before")
-    table["evaluated between"] = 4, evaluated_between
+    for index, world, order in ((0, 4, "after"), (2, 4, "before"), *((i, 2, "before") for i in range(1, 6))):
+        table[f"sharded {index} {world} {order}"] = world, lambda p, a=(index, order): sharded(p, *a)
+    table["sharded 2 2 after"] = 2, lambda p: sharded(p, 2, "after")
+    table["evaluated between"] = 2, evaluated_between
     for clip in (False, True):
         table[f"accumulated {clip}"] = 2, lambda p, c=clip: accumulated(p, c)
     table["facts"] = 4, facts
     for model in ("ln_mlp", "bn_cnn"):
-        table[f"noisy {model}"] = 4, lambda p, m=model: noisy(p, m)
+        table[f"noisy {model}"] = 2, lambda p, m=model: noisy(p, m)
     for index in (1, 2):
         for stop in (2, 4):
             table[f"resumed {index} {stop}"] = 2, lambda p, a=(index, stop): resumed(p, *a)
