@@ -184,7 +184,10 @@ def test_a_step_on_anything_but_the_turns_member_is_an_error(situation: str) -> 
 
 
 def test_the_autocast_cache_does_not_outlive_a_member() -> None:
-    """Within one autocast context the casted weights are kept: they must be those of the member in the model."""
+    """Within one autocast context the casted weights are kept: they must be those of the member in the model.
+
+    facebookresearch/schedule_free#8: swapped weights under autocast gave NaN.
+    """
     case = Case(model="ln_mlp", dtype=torch.float32)
     model = case.plain()
     late = latephase.LatePhase(model, members=3, weights=["full"], noise=0.5)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-import latephase
 from accelerate_runs import run
 from transformers_runs import furthest, plain_loop, state, vision_transformer
+
+import latephase
 
 
 def exponential(optimizer):

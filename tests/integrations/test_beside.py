@@ -105,7 +105,7 @@ def test_schedules_of_every_kind(name: str) -> None:
 @pytest.mark.parametrize("way", ["equal", "ema"])
 @pytest.mark.parametrize("family", ["norm+head", "rank-one"])
 def test_torchs_averaged_model_takes_the_average_inside_its_context(family: str, way: str) -> None:
-    """AveragedModel reads parameters, not the state dict; field-notes thread 9 (pytorch#65495): with the buffers."""
+    """AveragedModel reads parameters, not the state dict; pytorch/pytorch#65495: with the buffers."""
     case = Case(family=family, optimizer="nesterov")
     model, optimizer, late = case.attach()
     late.start()
@@ -147,7 +147,7 @@ class Images(nn.Module):
 
 
 def test_statistics_of_dict_batches_under_autocast() -> None:
-    """field-notes threads 3 and 4 (pytorch#59363, #50945): what update_bn cannot do, and equal to it where it can."""
+    """pytorch/pytorch#59363, #50945: what update_bn cannot do, and equal to it where it can."""
     torch.manual_seed(0)
     model, theirs = Images(), Images()
     theirs.load_state_dict(model.state_dict())
@@ -174,7 +174,7 @@ def test_statistics_of_dict_batches_under_autocast() -> None:
 def test_compile_modes_compile_once_a_phase(mode: str | None) -> None:
     """Training before the start, every member, and evaluation: two graphs, whatever the mode.
 
-    field-notes thread 14 (timm#2693, "_orig_mod."): the wrapper is attached, and names are the model's.
+    huggingface/pytorch-image-models#2693 ("_orig_mod."): the wrapper is attached, and names are the model's.
     """
     case = Case(model="ln_mlp", dtype=torch.float32, optimizer="adam")
     torch._dynamo.reset()
@@ -204,9 +204,9 @@ def test_compile_modes_compile_once_a_phase(mode: str | None) -> None:
 
 
 def test_several_adapters_train_at_once_and_become_one() -> None:
-    """K adapters of one frozen model, each with minibatches of its own, in one loop: field-notes thread 17 (peft#631).
+    """K adapters of one frozen model, each with minibatches of its own, in one loop: huggingface/peft#631.
 
-    Thread 18 (peft#1388): the model that they become differs from their average by rounding, and by how much is said.
+    huggingface/peft#1388: the model that they become differs from their average by rounding, and by how much is said.
     """
     case = Case(model="tied", family="lora", optimizer="adam")
     model = case.plain()

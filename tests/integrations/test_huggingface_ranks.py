@@ -77,7 +77,7 @@ def test_members_over_ranks_equal_one_process(outcomes, name: str, parts: int) -
 
 @pytest.mark.parametrize("name", ["resumed", "resumed over ranks"])
 def test_resumed_equals_uninterrupted(outcomes, name: str) -> None:
-    """field-notes thread 8 (composer#2016): over two processes too."""
+    """mosaicml/composer#2016 was found on two processes only: over two here too."""
     for one in of(outcomes, name):
         # Members over ranks: the sum of a resumed round is one rank's to carry on, and added up in another order.
         assert furthest(one["again"], one["through"]) <= (1e-12 if "over" in name else 0)

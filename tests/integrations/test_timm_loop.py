@@ -110,9 +110,9 @@ def trained(model, late, optimizer, steps, each=lambda: None) -> None:
     ],
 )
 def test_timms_averages_are_of_the_averaged_model(kind, made: int, weights: list[str]) -> None:
-    """ModelEma deep-copies the model and reads state dicts, with the buffers: field-notes thread 9 (pytorch#65495).
+    """ModelEma deep-copies the model and reads state dicts, with the buffers: pytorch/pytorch#65495.
 
-    Thread 10 (#69413, parametrized modules and copies): with factors, it is made before these are.
+    pytorch/pytorch#69413, parametrized modules and copies: with factors, it is made before these are.
     """
     model = network("resnet")
     ema = kind(model, decay=0.8) if made == 0 else None

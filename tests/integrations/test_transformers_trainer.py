@@ -198,7 +198,7 @@ class Spy(TrainerCallback):
 
 
 def test_evaluation_and_checkpoints_show_the_average(tmp_path: Path) -> None:
-    """field-notes thread 15 (ema-pytorch#39): every file that the Trainer writes is the model to deploy."""
+    """lucidrains/ema-pytorch#39, "which state dict do I use?": every file that the Trainer writes is the model to deploy."""
     late = callback()
     spy = Spy(late)
     made, _ = trainer(
@@ -226,7 +226,7 @@ def test_evaluation_and_checkpoints_show_the_average(tmp_path: Path) -> None:
     [(text_model, ["rank-one"]), (image_model, ["norm", "head"]), (vision_transformer, ["norm", "rank-one"])],
 )
 def test_save_pretrained_is_loaded_by_the_original_class(model, weights: list[str], tmp_path: Path) -> None:
-    """Before the collapse and after it, with equal outputs; field-notes thread 18 (peft#1388): in numbers."""
+    """Before the collapse and after it, with equal outputs; huggingface/peft#1388: in numbers."""
     late = callback(weights=weights)
     inner = model()
     inputs = {"input_ids": torch.tensor([texts()[0]["input_ids"]])}
