@@ -7,6 +7,7 @@ recurrent layers and embeddings keep their precision.
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,15 @@ from torch import nn
 from latephase.errors import LatePhaseValueError
 from latephase.export import program
 
+_said = logging.getLogger("torch.utils._pytree")
+_level = _said.level
 with warnings.catch_warnings():
-    # Its code has an escape that Python complains of when it first compiles it.
+    # Its code has an escape that Python complains of when it first compiles it, and a call that torch complains of.
     warnings.filterwarnings("ignore", message="invalid escape sequence")
+    _said.setLevel(logging.ERROR)
     from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-untyped]
     from torchao.utils import unwrap_tensor_subclass  # type: ignore[import-untyped]
+_said.setLevel(_level)
 
 
 def quantise(model: nn.Module) -> tuple[nn.Module, float]:
