@@ -1,6 +1,5 @@
 """A Trainer that resumes from its own checkpoint, in the middle of a round, equals one that was never interrupted."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -114,7 +113,7 @@ def test_the_members_of_another_run_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", [["norm", "head"], ["rank-one"]], ids=["norm+head", "rank-one"])
 def test_a_run_that_had_none_gets_members_in_the_middle(weights: list[str], tmp_path: Path) -> None:
-    """From the checkpoint of an ordinary Trainer (mace#172: start averaging from a run that had none)."""
+    """From the checkpoint of an ordinary Trainer (ACEsuit/mace#172: start averaging from a run that had none)."""
     plain, recorder = trainer(text_model(), [], tmp_path, **SAVE)
     plain.train()
     late = callback(start=9, weights=weights)
@@ -140,7 +139,7 @@ def test_rotation_takes_the_members_along(tmp_path: Path) -> None:
     assert [path.parent.name for path in tmp_path.rglob("latephase.pt")] == [f"checkpoint-{3 * EPOCH}"]
 
 
-def test_the_left_to_losses_start_resumes(tmp_path: Path) -> None:
+def test_a_start_that_is_left_to_the_losses_resumes(tmp_path: Path) -> None:
     options = {"start": "auto", "members": 2}
     changes = {"max_steps": 24, "logging_strategy": "steps", "logging_steps": 2, **SAVE}
     through, _ = trainer(text_model(), [callback(**options)], tmp_path, **changes)
@@ -148,5 +147,3 @@ def test_the_left_to_losses_start_resumes(tmp_path: Path) -> None:
     again, _ = trainer(text_model(), [callback(**options)], tmp_path, **changes)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert furthest(state(again.model), state(through.model)) == 0
-    shutil.rmtree(tmp_path / "checkpoint-8")
-    assert torch.isfinite(next(iter(state(again.model).values()))).all()

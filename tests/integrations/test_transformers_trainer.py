@@ -198,7 +198,7 @@ class Spy(TrainerCallback):
 
 
 def test_evaluation_and_checkpoints_show_the_average(tmp_path: Path) -> None:
-    """lucidrains/ema-pytorch#39, "which state dict do I use?": every file that the Trainer writes is the model to deploy."""
+    """lucidrains/ema-pytorch#39, "which state dict do I use?": whatever the Trainer writes is the model to deploy."""
     late = callback()
     spy = Spy(late)
     made, _ = trainer(
