@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ _COMMANDS = {
     "compare": ("latephase.experiments.commands:compare", "experiments", "compare methods on a recipe over seeds"),
     "tune": ("latephase.experiments.tune:main", "experiments", "try a grid of settings, judged on validation images"),
     "train": ("latephase.experiments.commands:train", "experiments", "train one method with one seed"),
+    "sweep": ("latephase.experiments.sweep:main", "experiments,cluster", "compare recipes as jobs of a cluster"),
     "evaluate": ("latephase.experiments.evaluate.command:evaluate", "experiments", "what a run is worth in all"),
     "export": ("latephase.experiments.export_command:main", "experiments,export", "a run as ONNX, torch.export, ..."),
     "reproduce": ("latephase.experiments.reproduce.command:main", "experiments", "the paper's tables beside ours"),
@@ -23,6 +25,10 @@ _COMMANDS = {
     "nqp-real": ("latephase.experiments.real_network.command:main", "experiments", "the theory beside a real network"),
     "recipes": ("latephase.experiments.listing:main", "experiments", "list the recipes and what they cost"),
 }
+
+
+# What several processes can do together.
+_TOGETHER = ("train", "compare", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
+    if name not in _TOGETHER and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _fail(f"{name} is for one process; under torchrun there are {', '.join(_TOGETHER)}")
     where, extra, _ = _COMMANDS[name]
     try:
         return _run(where, rest)
