@@ -183,6 +183,16 @@ def test_lbfgs_is_refused_by_name() -> None:
     late.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))  # the refusal left nothing behind
 
 
+def test_an_optimizer_that_is_spread_over_ranks_is_refused_by_name() -> None:
+    class ZeroRedundancyOptimizer(torch.optim.SGD):
+        """Torch's own needs ranks; it is known by its name, since not every torch has it."""
+
+    model = Case().plain()
+    late = latephase.LatePhase(model)
+    with pytest.raises(latephase.LatePhaseValueError, match="ZeroRedundancyOptimizer .*plain optimizer"):
+        late.optimizer(ZeroRedundancyOptimizer(model.parameters(), lr=0.1))
+
+
 def test_the_same_optimizer_comes_back_and_its_options_stay() -> None:
     case = Case()
     model = case.plain()

@@ -85,6 +85,11 @@ class Rounds:
             raise LatePhaseValueError(
                 "LBFGS evaluates its closure several times in a step; use a first-order optimizer"
             )
+        if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
+            raise LatePhaseValueError(
+                "ZeroRedundancyOptimizer steps through an optimizer of its own, of which every rank has another; use a "
+                "plain optimizer, and fully_shard where memory is short"
+            )
         for steps in self.steps:
             if steps.optimizer is optimizer:
                 return steps

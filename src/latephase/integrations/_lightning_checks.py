@@ -112,12 +112,6 @@ def check_optimizers(late: LatePhase, optimizers: list[Any], module: nn.Module) 
     Raises:
         LatePhaseValueError: that, with names.
     """
-    for optimizer in optimizers:
-        if "ZeroRedundancyOptimizer" in names_of(optimizer):
-            raise LatePhaseValueError(
-                "configure_optimizers: ZeroRedundancyOptimizer steps through an optimizer of its own, which no hook "
-                "sees; use a plain optimizer, with ModelParallelStrategy and fully_shard where memory is short"
-            )
     present = set(module.parameters())
     held = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     late_weights = dict(zip(late.late_names(), late.late_parameters(), strict=True))
