@@ -11,7 +11,7 @@ import submitit
 from experiment_helpers import options
 
 from latephase import cli
-from latephase.experiments import study, sweep
+from latephase.experiments import sweep
 
 STUDY = ["digits-noisy", *options(methods="[base,swa,late-phase]", seeds=2, training__epochs=2)]
 
@@ -45,7 +45,6 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys) ->
 
 def test_compare_gathers_what_the_jobs_have_trained(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(submitit, "AutoExecutor", Here)
-    monkeypatch.setattr(study, "default_workers", lambda *_: 1)
     folder = tmp_path / "run"
     assert cli.main(["sweep", *STUDY, "--output", str(folder), "--launcher", "local"]) == 0
     said = capsys.readouterr().out

@@ -131,7 +131,7 @@ def train(name: str, recipe: Recipe, folder: Path, *, command: str) -> dict[str,
 
 
 def train_seed(name: str, recipe: Recipe, seed: int, folder: Path) -> int:
-    """Train what is missing of one seed of a setting, without a report: `compare` writes that when all is there.
+    """Train what is missing of one seed of a setting in this process; `compare` writes the report when all is there.
 
     Args:
         name: The setting's name.
@@ -147,9 +147,7 @@ def train_seed(name: str, recipe: Recipe, seed: int, folder: Path) -> int:
     """
     legs = _setting(name, recipe, recipe.methods, [seed], folder).legs
     missing = unfinished(legs)
-    workers = default_workers(recipe.compute, pick_device(recipe.compute.device).type)
-    if missing:
-        run_legs([legs[i] for i in missing], workers, _sources([recipe]), lambda *_: None)
+    run_legs([legs[i] for i in missing], 1, [], lambda *_: None)
     return len(missing)
 
 
