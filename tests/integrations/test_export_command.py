@@ -121,6 +121,10 @@ def test_members_alone_and_together(trained: Path) -> None:
     found = torch.export.load(path).module()(images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert facts["outputs"] == [[3, 60, 10]]
+    assert facts["file"]["note"] == "the members follow one another in the graph"
+    path, facts = exported(trained, "export", "--what=ensemble", "--batch=20", f"--output={trained / 'export/20.pt2'}")
+    torch.testing.assert_close(torch.export.load(path).module()(images[:20]), expected[:, :20], rtol=1e-5, atol=1e-5)
+    assert facts["file"]["note"] == ""
     assert facts["verification"] is None
     assert facts["source"]["largest"] < 1e-5 * max(1.0, facts["source"]["scale"])
     path, facts = exported(trained, "safetensors", "--what=member:1")
@@ -154,7 +158,7 @@ def test_one_run_of_a_comparison(compared: Path) -> None:
     assert facts["method"] == "base"
 
 
-def test_text_with_a_state_and_without(text: Path) -> None:
+def test_text_with_a_state_and_without(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subject = load_subject(find_runs(text, ())[0].runs[0])
     x, _ = next(iter(subject.trajectory.task.test()))
     recurrent = subject.predictor.model.recurrent
@@ -180,6 +184,8 @@ def test_text_with_a_state_and_without(text: Path) -> None:
     logits = torch.export.load(path).module()(x.tokens)[0]
     assert subject.late is not None
     torch.testing.assert_close(logits, subject.late.predict(x.tokens)[0], rtol=1e-5, atol=1e-5)
+    assert main(["evaluate", str(text)]) == 2
+    assert "is a model of text; latephase evaluate takes classifiers of images" in capsys.readouterr().err
     assert bytes(facts["bytes"]) == bytes(subject.trajectory.task.corpus.vocabulary)
 
 
@@ -199,6 +205,12 @@ def test_mistakes_are_one_line_and_exit_code_2(
     shutil.copy(compared / "digits-noisy/recipe.yaml", tmp_path / "interrupted")
     assert "interrupted holds no finished run" in fails(capsys, tmp_path / "interrupted", "--format=onnx")
     assert "the members are 0 to 2" in fails(capsys, trained, "--format=onnx", "--what=member:3")
+    new = f"--output={tmp_path / 'new.onnx'}"
+    assert "--batch 0 is not valid" in fails(capsys, trained, "--format=onnx", "--batch=0")
+    assert "compared on 60 test samples; take fewer" in fails(capsys, trained, "--format=onnx", "--batch=61", new)
+    assert "--length 3: the graph of small-cnn is not made for one length" in fails(
+        capsys, trained, "--format=onnx", "--length=3", new
+    )
     taken = tmp_path / "taken.onnx"
     taken.write_text("mine")
     assert "taken.onnx exists; choose another --output" in fails(capsys, trained, "--format=onnx", f"--output={taken}")
@@ -211,7 +223,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert "late-phase+swa has no members" in fails(capsys, one / "late-phase+swa", "--format=onnx", "--what=member:0")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     monkeypatch.delitem(__import__("sys").modules, "latephase.export.onnx", raising=False)
-    missing = fails(capsys, trained, "--format=onnx", f"--output={tmp_path / 'new.onnx'}")
+    missing = fails(capsys, trained, "--format=onnx", new)
     assert "export needs onnxruntime; install it with: pip install 'latephase[" in missing
     assert not (tmp_path / "new.onnx").exists()
 
