@@ -189,7 +189,7 @@ def test_an_optimizer_that_is_spread_over_ranks_is_refused_by_name() -> None:
 
     model = Case().plain()
     late = latephase.LatePhase(model)
-    with pytest.raises(latephase.LatePhaseValueError, match="ZeroRedundancyOptimizer .*plain optimizer"):
+    with pytest.raises(latephase.LatePhaseValueError, match=r"ZeroRedundancyOptimizer .*plain optimizer"):
         late.optimizer(ZeroRedundancyOptimizer(model.parameters(), lr=0.1))
 
 
