@@ -80,4 +80,4 @@ def main(epochs: int = 10) -> float:
 
 
 if __name__ == "__main__":
-    print(f"accuracy of the averaged model on 500 held-out digits: {main():.3f}")  # noqa: T201
+    print(f"accuracy of the averaged model on 500 held-out digits: {main():.3f}")

@@ -39,7 +39,6 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.xfail(reason="two rows are called 'the same, compiled': the file keeps one of them", strict=True)
 def test_no_two_rows_of_the_table_have_one_name() -> None:
     assert len({row.work for row in table.ROWS}) == len(table.ROWS)
 
