@@ -14,6 +14,7 @@ import language
 import latephase
 from latephase.experiments.config import Model
 from latephase.experiments.models import build_text_model
+from latephase.export import Ensemble
 from memory import parked_bytes, resident_bytes
 from naive import Naive
 from paired import compare_instances
@@ -249,16 +250,12 @@ def prediction(options: Options) -> Values:
     """K members' predictions in one vectorised pass against `predict`, one pass a member."""
     own = settings(options, depth=10, width=1, batch=64)
     late = Training(own, "late-phase").late
-    model = late.model.eval()
-    x = torch.randn(own.batch, 3, 32, 32, device=options.device)
-    values = late.state_dict()["values"]
+    late.model.eval()
+    together, x = Ensemble(late), torch.randn(own.batch, 3, 32, 32, device=options.device)
 
-    def one(member: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.func.functional_call(model, member, x)
-
-    def together() -> None:
+    def at_once() -> torch.Tensor:
         with torch.no_grad():
-            torch.vmap(one)(values)
+            return together(x)
 
-    torch.testing.assert_close(torch.vmap(one)(values), late.predict(x), rtol=1e-3, atol=1e-3)
-    return paired(options, lambda: lambda: late.predict(x), lambda: together)
+    torch.testing.assert_close(at_once(), late.predict(x), rtol=1e-3, atol=1e-3)
+    return paired(options, lambda: lambda: late.predict(x), lambda: at_once)
