@@ -153,21 +153,23 @@ def loop_memory(options: Options) -> Values:
     return dict(memory(own, plain)[0])
 
 
-def parallel_memory(options: Options) -> Values:
+def parallel_memory(**changes: object) -> Callable[[Options], Values]:
     """Peak of all members in one pass against plain training on as many samples."""
-    own = settings(options)
-    large = Options(**{**vars(own), "batch": own.batch * own.members})
-    plain, late = Training(large, "plain"), Training(own, "late-phase, parallel")
-    plain.step(), late.round()
-    peaks = [
-        resident_bytes(each.model, each.optimizer) + above(work, torch.device(options.device))
-        for each, work in ((plain, plain.step), (late, late.round))
-    ]
-    return {
-        "plain at K*B": peaks[0],
-        "parallel": peaks[1] + parked_bytes(late.late),
-        "ratio": (peaks[1] + parked_bytes(late.late)) / peaks[0],
-    }
+
+    def measure(options: Options) -> Values:
+        own = settings(options, **changes)
+        large = Options(**{**vars(own), "batch": own.batch * own.members})
+        plain, late = Training(large, "plain"), Training(own, "late-phase, parallel")
+        for _ in range(2):
+            plain.step(), late.round()
+        at_once, parallel = (
+            resident_bytes(each.model, each.optimizer) + above(work, torch.device(options.device))
+            for each, work in ((plain, plain.step), (late, late.round))
+        )
+        parallel += parked_bytes(late.late)
+        return {"plain at K*B": at_once, "parallel": parallel, "ratio": parallel / at_once}
+
+    return measure
 
 
 def operators(work: Callable[[], object], device: str) -> int:

@@ -87,6 +87,7 @@ def show(file: Path) -> None:
 
 WRN_28 = {"depth": 28, "width": 10, "batch": 128, "bf16": True}
 SMALL = {"depth": 16, "width": 1, "batch": 64}
+COMPILED = {"depth": 10, "width": 1, "batch": 16, "members": 4, "compile": "inductor"}
 ROWS = [
     Row("operators, WRN-16-2, K = 10", "at most 3 more in a turn than in a plain step", counted),
     Row("WRN-16-2, B=32, K=10: loop / plain", "lower end >= 0.99", against_plain("late-phase")),
@@ -105,7 +106,8 @@ ROWS = [
     Row("transformer, norms: parallel / plain at K*B", ">= 0.90", transformer("norm"), True),
     Row("transformer, LoRA: parallel / plain at K*B", ">= 0.90", transformer(latephase.LoRA(rank=8)), True),
     Row("peak memory, loop, bytes", "<= 1.02 x plain + stacks + base gradients; in place without these", loop_memory),
-    Row("peak memory, parallel, bytes", "<= 1.05 x plain at K*B", parallel_memory),
+    Row("peak memory, parallel, bytes", "<= 1.05 x plain at K*B", parallel_memory()),
+    Row("WRN-10-1, compiled: peak memory, parallel, bytes", "the same", parallel_memory(**COMPILED)),
     Row("WRN-10-1, B=64: K members in one pass / predict()", ">= 3", prediction, True),
     Row("time of a turn with one member / with K", "flat within 1%", growth),
     Row("in units of a plain step", "< 1 each", life),
