@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --frozen --all-extras
-# Two test processes of one thread each keep two cores busy; torch's own threads would fight over them.
+# Two test processes of one thread each keep two cores busy; torch's own threads would fight over them. A file's tests go
+# to one process, which sets up what they share, and imports what they need, once.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: help env demo test test-slow lint types format benchmark clean
@@ -21,10 +22,10 @@ demo: env  ## the main job: every method beside its controls on digits, with a r
 	$(RUN) latephase demo
 
 test: env  ## the test suite, with coverage
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow" --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist loadfile -m "not slow" --durations=25 --cov --cov-report=term
 
 test-slow: env  ## the tests that take longer than a few seconds each
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m slow
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist loadfile -m slow
 
 lint: env  ## ruff: rules and formatting
 	$(RUN) ruff check .
