@@ -5,7 +5,7 @@ would keep both beside the convolution's: twice the memory of plain training on 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,17 @@ from torch.overrides import TorchFunctionMode
 
 Saved = tuple[Tensor, Tensor, Tensor]
 """Outputs (K, B, C, ...); mean and inverse standard deviation, (K, C)."""
+
+
+class _Layer(NamedTuple):
+    """Scales, shifts and running statistics of all members, (K, C) or None; momentum and epsilon."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    rate: float
+    eps: float
 
 
 def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -53,15 +64,8 @@ class _OneByOne:
     """Torch's kernel, once for each member's part of the memory: on a CPU, where a call costs little."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        rate: float,
-        eps: float,
-    ) -> Saved:
+    def forward(x: Tensor, layer: _Layer) -> Saved:
+        weight, bias, mean, var, rate, eps = layer
         size, members = (len(x), x.shape[2]), len(x)
         precise = x if weight is None else weight
         y, means, deviations = torch.empty_like(x), precise.new_empty(size), precise.new_empty(size)
@@ -90,15 +94,8 @@ class _Together:
     """A few kernels over all members: on an accelerator, where every launch costs."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        rate: float,
-        eps: float,
-    ) -> Saved:
+    def forward(x: Tensor, layer: _Layer) -> Saved:
+        weight, bias, mean, var, rate, eps = layer
         precise = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         variance, means = torch.var_mean(precise, dim=_samples(x), correction=0)
         if mean is not None and var is not None:
@@ -140,8 +137,8 @@ class _Grouped(torch.autograd.Function):
     """Training-mode BatchNorm of (K, B, C, ...) with scales, shifts and running statistics (K, C)."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any) -> Saved:
-        return _way(x).forward(x, weight, bias, *others)
+    def forward(x: Tensor, *layer: Any) -> Saved:
+        return _way(x).forward(x, _Layer(*layer))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Saved) -> None:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ..arguments import choice
-from ..errors import LatePhaseError, LatePhaseValueError
+from ..errors import LatePhaseError
 from ..families import Family
 from ..phase import LatePhase
 from ..sharding import gathered, part_of, placed
@@ -29,7 +29,7 @@ from ._lightning_checks import (
     training_batches,
 )
 from .beginning import Beginning
-from .snapshots import Snapshots
+from .snapshots import Snapshots, check_every
 
 
 class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
@@ -97,12 +97,6 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         forward: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         choice("statistics", statistics, ("fold", "mean", "recompute"))
-        if swa is True:
-            raise LatePhaseValueError(
-                "swa: True; say from when on: an epoch ('160e'), a step (8000) or a fraction (0.8)"
-            )
-        if swa_every is not None and (isinstance(swa_every, bool) or swa_every < 1):
-            raise LatePhaseValueError(f"swa_every: {swa_every!r}; use at least 1 optimizer step, or None for epochs")
         self.options: dict[str, Any] = {
             "members": members,
             "weights": weights,
@@ -114,7 +108,7 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
             "members_over_ranks": members_over_ranks,
         }
         self.members_over_ranks = members_over_ranks
-        self.start, self.swa, self.swa_every = start, swa, swa_every
+        self.start, self.swa, self.swa_every = start, swa, check_every(swa_every)
         self.statistics, self.forward = statistics, forward
         self.late: LatePhase | None = None
         self._renew()

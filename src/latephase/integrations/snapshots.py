@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import LatePhaseValueError
+
 
 class Snapshots:
     """Stochastic weight averaging of what the late phase hands over: a mean of state dicts in float64, rounded once.
@@ -70,3 +72,20 @@ class Snapshots:
         """
         self.count, self._step = state_dict["count"], state_dict["step"]
         self._sum, self._last = dict(state_dict["sum"]), dict(state_dict["last"])
+
+
+def check_every(steps: int | None) -> int | None:
+    """The argument `swa_every`: optimizer steps from one snapshot to the next; None for epochs.
+
+    Args:
+        steps: what the user gave.
+
+    Returns:
+        The same.
+
+    Raises:
+        LatePhaseValueError: it is neither None nor a whole number of at least 1.
+    """
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise LatePhaseValueError(f"swa_every: {steps!r}; use a whole number of optimizer steps, or None for epochs")
+    return steps

@@ -11,14 +11,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import has_length
 
 from ..arguments import choice, torch_optimizer, unwrap
-from ..errors import LatePhaseError, LatePhaseValueError
+from ..errors import LatePhaseError
 from ..families import Family
 from ..phase import LatePhase
 from ..statistics import layers_with_statistics, recompute_statistics
 from . import _transformers_setup as setup
 from ._transformers_checkpoint import find_members, load_members, save_members, written_folder
 from .beginning import Beginning
-from .snapshots import Snapshots
+from .snapshots import Snapshots, check_every
 
 _CALLBACKS: "WeakSet[LatePhaseCallback]" = WeakSet()
 
@@ -85,9 +85,7 @@ class LatePhaseCallback(TrainerCallback):
         self.late: LatePhase | None = None
         self.beginning = Beginning(start)
         self._swa = None if swa is False else Beginning(swa, name="swa", auto=False)
-        if swa_every is not None and (isinstance(swa_every, bool) or not isinstance(swa_every, int) or swa_every < 1):
-            raise LatePhaseValueError(f"swa_every: {swa_every!r}; use a whole number of optimizer steps, or None")
-        self._swa_every = swa_every
+        self._swa_every = check_every(swa_every)
         self._snapshots = Snapshots()
         self._arguments: dict[str, Any] = {
             "members": members,
