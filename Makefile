@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
-RUN := $(UV) run --frozen --all-extras
+RUN := $(UV) run --frozen --all-extras --all-groups
 # Two test processes of one thread each keep two cores busy; torch's own threads would fight over them. A file's tests go
 # to one process, which sets up what they share, and imports what they need, once.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -16,7 +16,7 @@ help:  ## this list
 	python3 tools/get_uv.py .uv
 
 env: $(filter .uv/%,$(UV))  ## the environment, from uv.lock, into .venv
-	$(UV) sync --frozen --all-extras --quiet
+	$(UV) sync --frozen --all-extras --all-groups --quiet
 
 demo: env  ## the main job: every method beside its controls on digits, with a report (about 2 minutes)
 	$(RUN) latephase demo
