@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from latephase import whole_files
 from latephase.experiments.errors import ExperimentError
+from latephase.whole_files import previous_of
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     Raises:
         ExperimentError: If there are checkpoints and none is whole.
     """
-    there = [candidate for candidate in (path, _previous(path)) if candidate.exists()]
+    there = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
     for candidate in there:
         state = _read(candidate)
         if state is not None:
@@ -68,7 +67,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_previous: bool = False) -> None:
-    """Write a file under another name, flush it to the disk, and only then let it take its place.
+    """Write a file that is whole or not there; see `latephase.whole_files.write_whole`.
 
     Args:
         path: The file to be written; its folder is made if need be.
@@ -77,27 +76,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_previous: 
 
     Raises:
         ExperimentError: If the disk is full or cannot be written to; the old file is then untouched.
-
-    Example:
-        >>> write_whole(Path("notes.txt"), lambda file: file.write(b"whole or not at all"))
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            os.replace(path, _previous(path))
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        readable = _disk_error(path, error)
-        if readable is None:
-            raise
-        raise readable from error
+    whole_files.write_whole(path, write, keep_previous=keep_previous, error=ExperimentError)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -111,22 +91,6 @@ def write_text(path: Path, text: str) -> None:
         ExperimentError: If the disk is full or cannot be written to.
     """
     write_whole(path, lambda file: file.write(text.encode()))
-
-
-def _disk_error(path: Path, error: BaseException) -> ExperimentError | None:
-    # torch.save wraps what its file raises; the errno is further down.
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return None
-    if cause.errno == errno.ENOSPC:
-        return ExperimentError(f"no space left on the disk for {path}; what was written before is kept")
-    return ExperimentError(f"cannot write {path}: {cause.strerror or cause}")
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f"previous-{path.name}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
