@@ -7,7 +7,7 @@ RUN := $(UV) run --frozen --all-extras --all-groups
 # to one process, which sets up what they share, and imports what they need, once.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help env demo test test-slow lint types format benchmark clean
+.PHONY: help env demo test test-slow test-oldest lint types format package audit licences nightly benchmark clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,14 @@ test: env  ## the test suite, with coverage
 test-slow: env  ## the tests that take longer than a few seconds each
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist loadfile -m slow
 
+test-oldest:  ## the core's tests on the oldest PyTorch, NumPy and pytest that pyproject.toml allows (downloads 3 GB)
+	tools/test_oldest.sh
+
+nightly: test-slow  ## the slow tests, and the campaigns of robustness/ at full size (hours)
+	$(RUN) python robustness/fuzz.py --examples 20000
+	$(RUN) python robustness/kill.py
+	$(RUN) python robustness/corruption.py
+
 lint: env  ## ruff: rules and formatting
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -37,6 +45,15 @@ types: env  ## mypy, strict on the core
 format: env  ## apply ruff's fixes and formatting
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+package: env  ## wheel and sdist: built twice, looked into, installed in fresh environments
+	$(RUN) python tools/package.py
+
+audit: env  ## known vulnerabilities of every package in uv.lock (asks PyPI; 3 when it does not answer)
+	$(RUN) python tools/audit.py
+
+licences: env  ## licences of every locked package against the list in tools/supply_chain.toml
+	$(RUN) python tools/licences.py
 
 benchmark: env  ## late-phase against plain training, paired in one process
 	$(RUN) python benchmarks/throughput.py

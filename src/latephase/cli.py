@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import platform
 import sys
 from collections.abc import Sequence
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: The command and its arguments; by default those of the process.
+        arguments: The command and its arguments; by default those of the process. `--version` names the version alone;
+            `version` adds those of Python and PyTorch, the device and the system, for a report of a bug.
 
     Returns:
         The exit code: 0, 2 for a mistake that a line on stderr names, or 130 after an interruption.
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] == "--version":
         sys.stdout.write(f"latephase {__version__}\n")
+        return 0
+    if arguments == ["version"]:
+        sys.stdout.write(_versions())
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in _COMMANDS:
@@ -77,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(where: str, arguments: list[str]) -> int:
     module, function = where.split(":")
+    importlib.import_module("latephase.experiments.console").say_warnings()
     code: int = getattr(importlib.import_module(module), function)(arguments)
     return code
 
@@ -84,6 +90,17 @@ def _run(where: str, arguments: list[str]) -> int:
 def _fail(message: str) -> int:
     sys.stderr.write(f"latephase: error: {' '.join(message.split())}\n")
     return 2
+
+
+def _versions() -> str:
+    """One line for a report of a bug; torch is imported here, since nothing else in this file needs it."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    system = f"{platform.system()} {platform.machine()}"
+    return (
+        f"latephase {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}, {system}\n"
+    )
 
 
 def _usage() -> str:
@@ -94,7 +111,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "latephase COMMAND --help says more; latephase --version names the version.",
+            "latephase COMMAND --help says more; latephase version says which versions run, for a report.",
             "",
         ]
     )
