@@ -162,7 +162,7 @@ class LatePhase:
 
     @property
     def phase(self) -> str:
-        """Where the phase is in its life: "attached", "late" or "collapsed"."""
+        """Where the phase is in its life, "attached", "late" or "collapsed"."""
         return self._life.phase
 
     @property

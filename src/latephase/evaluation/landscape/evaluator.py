@@ -97,7 +97,7 @@ class StateEvaluator:
         normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
         mode = "stored" if statistics_batches is None else "recomputed"
         self.statistics = mode if normed else "none"
-        """How BatchNorm was handled: "recomputed", "stored", or "none" where the model has no such statistics."""
+        """How BatchNorm was handled, "recomputed", "stored", or "none" where the model has no such statistics."""
 
     def __call__(self, state: State) -> LossAndError:
         """Loss and error at these weights.
