@@ -7,7 +7,7 @@ RUN := $(UV) run --frozen --all-extras --all-groups
 # to one process, which sets up what they share, and imports what they need, once.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help env demo test test-slow test-oldest lint types format package audit licences nightly benchmark clean
+.PHONY: help env demo test test-slow test-oldest lint types format package audit licences nightly docs docs-open benchmark clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,12 @@ audit: env  ## known vulnerabilities of every package in uv.lock (asks PyPI; 3 w
 
 licences: env  ## licences of every locked package against the list in tools/supply_chain.toml
 	$(RUN) python tools/licences.py
+
+docs: env  ## the documentation site, into build/docs; a warning is an error
+	OMP_NUM_THREADS=1 $(RUN) sphinx-build -n -W --keep-going -q -d build/doctrees -c docs . build/docs
+
+docs-open: docs  ## the same, and a browser on it
+	python3 -m webbrowser build/docs/index.html
 
 benchmark: env  ## late-phase against plain training, paired in one process
 	$(RUN) python benchmarks/throughput.py
