@@ -1,4 +1,4 @@
-"""Tensors in files that are what was written, or are refused: checksums, and archives without surprises."""
+"""Tensors in files that are what was written or are refused: checksums, archives that hold what they say."""
 
 from __future__ import annotations
 

@@ -6,16 +6,15 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import LatePhaseError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # a system without flock; left-over files of killed processes then stay
-    fcntl = None  # type: ignore[assignment]
 
 _PART = ".part"
 
@@ -54,6 +53,8 @@ def write_whole(
             write(file)
             file.flush()
             os.fsync(file.fileno())
+            if sys.platform == "win32":
+                file.close()  # an open file cannot be renamed there
             put_in_place(beside, path, keep_previous=keep_previous)
     except BaseException as failure:
         if beside is not None:
@@ -91,7 +92,7 @@ def flush(path: Path) -> None:
     Raises:
         OSError: The disk gives an error.
     """
-    if os.name == "nt" and path.is_dir():
+    if sys.platform == "win32" and path.is_dir():
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -123,8 +124,8 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         folder: The folder; it need not be there.
         name: The file that was being written; any by default.
     """
-    if fcntl is None:
-        return
+    if sys.platform == "win32":
+        return  # there is no flock; what killed processes leave stays
     for part in folder.glob(f".{name}.*{_PART}"):
         # A writer holds a lock on its file, which ends with it, however that ends. Where there are no locks, or the
         # file is another's, it is left alone.
@@ -139,7 +140,7 @@ def _locked_part(path: Path) -> Iterator[BinaryIO]:
         # No name is used twice, so that nobody who means an old file removes a new one.
         part = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_PART}")
         with open(part, "xb") as file:
-            if fcntl is not None:
+            if sys.platform != "win32":
                 with contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Before it was locked, another process may have thought it a left-over one.

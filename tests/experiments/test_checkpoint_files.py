@@ -8,7 +8,7 @@ import pytest
 import torch
 from experiment_helpers import assert_same
 
-from latephase.experiments import checkpoints
+from latephase import checked_files
 from latephase.experiments.checkpoints import load_checkpoint, save_checkpoint, write_text
 from latephase.experiments.errors import ExperimentError
 
@@ -87,7 +87,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
         if where == "fsync":
             patch.setattr(os, "fsync", refuse)
         else:
-            patch.setattr(checkpoints._Hashing, "write", refuse)
+            patch.setattr(checked_files.Hashing, "write", refuse)
         with pytest.raises(ExperimentError, match=r"no space left on the disk for .*checkpoint\.pt"):
             save_checkpoint(path, STATE | {"step": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]

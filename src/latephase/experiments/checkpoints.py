@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from latephase import whole_files
+from latephase.checked_files import DamagedFileError, has_checksum, read_tensors, write_tensors
 from latephase.experiments.errors import ExperimentError
 from latephase.whole_files import previous_of
 
 _log = logging.getLogger(__name__)
 
-# After the file of torch.save come its SHA-256 and this mark; torch.load itself still reads such a file.
-_MARK = b"latephase checkpoint\n"
-
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; the one before it stays beside it as `previous-<name>`.
+    """Write a checkpoint; the one before it, unless it is damaged, stays beside it as `previous-<name>`.
 
     The state is written to a file of another name and flushed to the disk, and only then takes the place of the
     checkpoint, so whenever the process or the disk gives up, a whole checkpoint remains.
@@ -34,17 +28,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         ExperimentError: If the disk is full or cannot be written to.
     """
-
-    def write(file: BinaryIO) -> None:
-        hashing = _Hashing(file)
-        torch.save(state, hashing)  # type: ignore[arg-type]
-        file.write(hashing.digest() + _MARK)
-
-    write_whole(path, write, keep_previous=True)
+    write_whole(path, lambda file: write_tensors(file, state), keep_previous=is_whole(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint, or the one before it if this one is damaged.
+    """Read a checkpoint, or the one before it if this one is damaged, which a warning then says.
 
     Args:
         path: The file that `save_checkpoint` was given.
@@ -53,17 +41,41 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         The state, on the CPU; None if there is no checkpoint.
 
     Raises:
-        ExperimentError: If there are checkpoints and none is whole.
+        ExperimentError: If there are checkpoints and none is whole, or one holds what is not loaded from files.
     """
-    there = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
-    for candidate in there:
-        state = _read(candidate)
-        if state is not None:
-            return state
-        _log.warning("%s is damaged or was not written to its end; it is not used", candidate)
-    if there:
-        raise ExperimentError(f"no whole checkpoint at {path}: remove {path.parent} to start this run again")
+    refusals = []
+    for candidate in (path, previous_of(path)):
+        try:
+            state = read_tensors(candidate)
+        except FileNotFoundError:
+            continue
+        except DamagedFileError as error:
+            refusals.append(error)
+            continue
+        if refusals:
+            step = state.get("step", "?")
+            _log.warning("%s; going on from %s, of minibatch %s", refusals[0], candidate.name, step)
+        return state
+    if refusals:
+        raise ExperimentError(
+            f"no whole checkpoint at {path}: remove {path.parent} to start this run again ({refusals[0]})"
+        ) from refusals[0]
     return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there and has the checksum that was written with it.
+
+    Args:
+        path: The file; the one before it does not count.
+
+    Returns:
+        True if it is as it was written.
+    """
+    try:
+        return has_checksum(path)
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep_previous: bool = False) -> None:
@@ -91,31 +103,3 @@ def write_text(path: Path, text: str) -> None:
         ExperimentError: If the disk is full or cannot be written to.
     """
     write_whole(path, lambda file: file.write(text.encode()))
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    raw = path.read_bytes()
-    end = len(raw) - len(_MARK) - hashlib.sha256().digest_size
-    if end < 0 or not raw.endswith(_MARK):
-        return None
-    if hashlib.sha256(memoryview(raw)[:end]).digest() != raw[end : -len(_MARK)]:
-        return None
-    state: dict[str, Any] = torch.load(io.BytesIO(raw[:end]), map_location="cpu", weights_only=True)
-    return state
-
-
-class _Hashing:
-    """A binary file that hashes what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def digest(self) -> bytes:
-        return self._hash.digest()

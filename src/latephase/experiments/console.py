@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 
 from rich.console import Console
 
@@ -18,3 +20,17 @@ def results_console(width: int = 120) -> Console:
     """
     console = Console(highlight=False)
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=width)
+
+
+class _OnStderr(logging.Handler):
+    """One line for each warning, to whatever stderr is at the time: progress bars make room for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"latephase: {record.levelname.lower()}: {' '.join(record.getMessage().split())}\n")
+
+
+def say_warnings() -> None:
+    """Let the library's warnings appear on stderr, as a command's errors do."""
+    logger = logging.getLogger("latephase")
+    if not any(type(handler).__name__ == _OnStderr.__name__ for handler in logger.handlers):
+        logger.addHandler(_OnStderr(logging.WARNING))

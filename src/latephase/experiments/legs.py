@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from latephase.experiments.checkpoints import load_checkpoint, save_checkpoint
+import yaml
+
+from latephase._version import __version__
+from latephase.experiments.checkpoints import is_whole, load_checkpoint, save_checkpoint
+from latephase.experiments.checksums import damaged
 from latephase.experiments.config import Data
 from latephase.experiments.data import Split
 from latephase.experiments.data_parallel import DataParallel
@@ -17,13 +23,18 @@ from latephase.experiments.methods import METHODS, READINGS
 from latephase.experiments.metrics_file import append_record, cut_records
 from latephase.experiments.outcome import save_outcome
 from latephase.experiments.plan import Leg, fork_path
+from latephase.experiments.recipe import identity, recipe_from_dict, to_yaml
+from latephase.experiments.run_folder import difference
 from latephase.experiments.tasks import load_data
 from latephase.experiments.text import Corpus
 from latephase.experiments.trajectory import Trajectory
+from latephase.whole_files import flush, remove_leftovers
+
+_log = logging.getLogger(__name__)
 
 
 def is_done(leg: Leg) -> bool:
-    """Whether everything that a leg is for is on the disk.
+    """Whether everything that a leg is for is on the disk, undamaged.
 
     Args:
         leg: The leg.
@@ -32,8 +43,8 @@ def is_done(leg: Leg) -> bool:
         True if all its results, or all its copies, are there.
     """
     if leg.outputs:
-        return all((folder / "result.json").exists() for _, folder in leg.outputs)
-    return all(fork_path(leg.folder, step).exists() for step in leg.forks)
+        return all((folder / "result.json").exists() and not damaged(folder) for _, folder in leg.outputs)
+    return all(is_whole(fork_path(leg.folder, step)) for step in leg.forks)
 
 
 def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None, parallel: DataParallel | None = None) -> None:
@@ -49,6 +60,9 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None, parallel: Da
     """
     if is_done(leg):
         return
+    writes = parallel is None or parallel.rank == 0
+    if writes:
+        _say_what_is_damaged(leg)
     prepare_process(leg.recipe.compute)
     trajectory = Trajectory(
         leg.recipe,
@@ -58,21 +72,26 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None, parallel: Da
         [READINGS[name](leg.recipe) for name in leg.readings],
         parallel,
     )
-    writes = parallel is None or parallel.rank == 0
     state = _state_to_go_on_from(leg, trajectory)
     if state is not None:
         trajectory.load_state_dict(state)
     before = _seconds_at_begin(leg)
     metrics, checkpoint = leg.folder / "metrics.jsonl", leg.folder / "checkpoint.pt"
     if writes:
+        remove_leftovers(leg.folder)
         cut_records(metrics, trajectory.step)
     saved = time.monotonic()
+
+    def save(path: Path) -> None:
+        # What a checkpoint is past is not repeated: the epochs before it have to be on the disk first.
+        flush(metrics)
+        save_checkpoint(path, trajectory.state_dict() | {"run": _origin(leg)})
 
     def after_step(step: int) -> None:
         nonlocal saved
         if writes and time.monotonic() - saved > 60 * leg.recipe.checkpoint_minutes:
             trajectory.check()
-            save_checkpoint(checkpoint, trajectory.state_dict())
+            save(checkpoint)
             saved = time.monotonic()
         if on_step is not None:
             on_step(step)
@@ -87,11 +106,11 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None, parallel: Da
         trajectory.run(stop, after_epoch, after_step)
         trajectory.check()
         if stop in leg.forks and writes:
-            save_checkpoint(fork_path(leg.folder, stop), trajectory.state_dict())
+            save(fork_path(leg.folder, stop))
     if not writes:
         return
     if leg.outputs:
-        save_checkpoint(checkpoint, trajectory.state_dict())
+        save(checkpoint)
     for method, folder in leg.outputs:
         save_outcome(trajectory, method, folder, shared_seconds=before)
 
@@ -103,11 +122,15 @@ def _data(data: Data, seed: int) -> Split | Corpus:
 
 def _state_to_go_on_from(leg: Leg, trajectory: Trajectory) -> dict[str, Any] | None:
     """The furthest saved state that leads to everything that is still missing."""
-    own = [leg.folder / "checkpoint.pt", *(fork_path(leg.folder, step) for step in reversed(leg.forks))]
-    missing = [step for step in leg.forks if not fork_path(leg.folder, step).exists()]
+    forks = {step: is_whole(fork_path(leg.folder, step)) for step in leg.forks}
+    own = [leg.folder / "checkpoint.pt", *(fork_path(leg.folder, step) for step in reversed(forks) if forks[step])]
+    missing = [step for step, there in forks.items() if not there]
     for path in (*own, *([leg.after] if leg.after else [])):
         state = load_checkpoint(path)
-        if state is None or state["step"] > (missing[0] if missing else leg.until):
+        if state is None:
+            continue
+        _check_origin(state, path, leg, "base" if path == leg.after else leg.training)
+        if state["step"] > (missing[0] if missing else leg.until):
             continue
         # A reading that was not there when the state was saved must not have missed anything.
         done = state["step"] / trajectory.total
@@ -124,3 +147,38 @@ def _seconds_at_begin(leg: Leg) -> float:
         return 0.0
     state = load_checkpoint(leg.after)
     return 0.0 if state is None else float(state["seconds"])
+
+
+def _say_what_is_damaged(leg: Leg) -> None:
+    for _, folder in leg.outputs:
+        if (folder / "result.json").exists():
+            for path in damaged(folder):
+                _log.warning("%s is not what was written; it is made again from the last checkpoint", path)
+    for path in (fork_path(leg.folder, step) for step in leg.forks):
+        if path.exists() and not is_whole(path):
+            _log.warning("%s is damaged or was not written to its end; what leads to it is trained again", path)
+
+
+def _origin(leg: Leg) -> dict[str, Any]:
+    """What a checkpoint says about where it comes from."""
+    return {"recipe": to_yaml(leg.recipe), "method": leg.training, "seed": leg.seed, "version": __version__}
+
+
+def _check_origin(state: dict[str, Any], path: Path, leg: Leg, method: str) -> None:
+    """Refuse the checkpoint of another run; one of a version that did not say what it is of is taken as it is."""
+    run = state.get("run")
+    if run is None:
+        return
+    try:
+        there = identity(recipe_from_dict(yaml.safe_load(run["recipe"])))
+        there |= {"method": run["method"], "seed": run["seed"]}
+    except (TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise ExperimentError(
+            f"{path} names no recipe of this version {__version__} (it is of {run.get('version', 'an unknown one')}); "
+            f"remove {path.parent} to start this run again"
+        ) from error
+    differs = difference(there, identity(leg.recipe) | {"method": method, "seed": leg.seed})
+    if differs is not None:
+        raise ExperimentError(f"{path} is of another run ({differs}); remove {path.parent} to start this run again")
+    if run["version"] != __version__:
+        _log.warning("%s is of latephase %s; going on with %s", path, run["version"], __version__)

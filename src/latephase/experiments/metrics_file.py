@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from latephase.experiments.checkpoints import write_text
 from latephase.experiments.errors import ExperimentError
+
+_log = logging.getLogger(__name__)
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
@@ -28,7 +31,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the lines; one that an interruption left unfinished is passed over.
+    """Read the lines; a last one that an interruption left unfinished is passed over, a damaged one with a warning.
 
     Args:
         path: The file.
@@ -39,11 +42,16 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        elif number < len(lines):
+            _log.warning("line %d of %s is damaged; the learning curves go without it", number, path)
     return records
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latephase.evaluation import evaluate_members
 from latephase.experiments.checkpoints import write_text, write_whole
+from latephase.experiments.checksums import write_sums
 from latephase.experiments.methods import parse_method
 from latephase.experiments.predictor import Predictor
 from latephase.experiments.text import as_text, generate
@@ -26,12 +27,12 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
     """Read a method's model off a finished trajectory; write its weights and `result.json`.
 
     The weights go to `model.safetensors`, which loads strictly into the plain model; those of an ensemble, which is no
-    one model, to `ensemble.safetensors`.
+    one model, to `ensemble.safetensors`. The checksums of both files go to `SHA256SUMS`.
 
     Args:
         trajectory: The trajectory, at its end.
         method: The method.
-        folder: Where the two files go; the result is written last.
+        folder: Where the files go; the result is written last.
         shared_seconds: Seconds of its training that other methods share.
 
     Raises:
@@ -77,10 +78,13 @@ def save_outcome(trajectory: Trajectory, method: str, folder: Path, shared_secon
     if isinstance(task, TextTask) and trajectory.seed == trajectory.recipe.seed and not predictor.ensemble:
         result["sample"] = _sample(task, predictor)
     if trajectory.method.ensemble:
-        save_model(folder / "ensemble.safetensors", trajectory.method.weights(trajectory))
+        name, weights = "ensemble.safetensors", trajectory.method.weights(trajectory)
     else:
-        save_model(folder / "model.safetensors", predictor.model.state_dict())
-    write_text(folder / "result.json", json.dumps(result))
+        name, weights = "model.safetensors", predictor.model.state_dict()
+    content, text = _serialised(weights), json.dumps(result)
+    write_whole(folder / name, lambda file: file.write(content))
+    write_sums(folder, {name: content, "result.json": text.encode()})
+    write_text(folder / "result.json", text)
 
 
 def predictor_of(trajectory: Trajectory, method: str) -> Predictor:
@@ -112,9 +116,13 @@ def save_model(path: Path, state: dict[str, Tensor]) -> None:
     Raises:
         ExperimentError: If the disk is full or cannot be written to.
     """
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    content = safetensors.torch.save(own, metadata={"format": "pt"})
+    content = _serialised(state)
     write_whole(path, lambda file: file.write(content))
+
+
+def _serialised(state: dict[str, Tensor]) -> bytes:
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    return safetensors.torch.save(own, metadata={"format": "pt"})
 
 
 def _sample(task: TextTask, predictor: Predictor) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,7 @@ from latephase.experiments.checkpoints import write_text
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.recipe import identity, recipe_from_dict, to_yaml
+from latephase.whole_files import remove_leftovers
 
 
 def claim(folder: Path, recipe: Recipe, run: tuple[str, ...] = ()) -> bool:
@@ -27,6 +29,7 @@ def claim(folder: Path, recipe: Recipe, run: tuple[str, ...] = ()) -> bool:
         ExperimentError: If the folder holds something else.
     """
     path = folder / "recipe.yaml"
+    remove_leftovers(folder)
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ExperimentError(f"{folder} is not empty and holds no recipe.yaml; choose another --output")
@@ -36,15 +39,29 @@ def claim(folder: Path, recipe: Recipe, run: tuple[str, ...] = ()) -> bool:
         there = recipe_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} is not a resolved recipe; choose another --output") from error
-    old, new = _fields(there, run), _fields(recipe, run)
-    for key in new:
-        if old[key] != new[key]:
-            raise ExperimentError(
-                f"{folder} is the run folder of another recipe ({key} is {old[key]} there, {new[key]} here); "
-                "choose another --output or remove it"
-            )
+    differs = difference(_fields(there, run), _fields(recipe, run))
+    if differs is not None:
+        raise ExperimentError(
+            f"{folder} is the run folder of another recipe ({differs}); choose another --output or remove it"
+        )
     write_text(path, to_yaml(recipe))
     return True
+
+
+def difference(there: Mapping[str, object], here: Mapping[str, object]) -> str | None:
+    """What tells two runs apart, in words.
+
+    Args:
+        there: Fields and values of what was found.
+        here: Those of what is wanted.
+
+    Returns:
+        The first field that differs and both its values; None if there is none.
+    """
+    for key in here:
+        if there[key] != here[key]:
+            return f"{key} is {there[key]} there, {here[key]} here"
+    return None
 
 
 def _fields(recipe: Recipe, run: tuple[str, ...]) -> dict[str, object]:

@@ -22,6 +22,7 @@ from latephase.experiments.run_folder import claim
 from latephase.experiments.tasks import TEXT, load_data, make_task
 from latephase.experiments.team import Team, is_launched
 from latephase.experiments.workers import default_workers, run_legs, share_legs
+from latephase.whole_files import remove_leftovers
 
 
 def compare(recipes: dict[str, Recipe], folder: Path, *, command: str, workers: int | None = None) -> dict[str, Any]:
@@ -67,13 +68,21 @@ def claim_all(recipes: dict[str, Recipe], folder: Path) -> list[Setting]:
     """
     if folder.exists() and not any((folder / name / "recipe.yaml").exists() for name in recipes):
         others = [path.parent.name for path in folder.glob("*/recipe.yaml")] if folder.is_dir() else []
-        if others or not folder.is_dir() or any(folder.iterdir()):
+        if others or not folder.is_dir() or not all(_is_begun(entry, recipes) for entry in folder.iterdir()):
             what = f"holds {', '.join(others)}" if others else "is not a run folder of latephase compare"
             raise ExperimentError(f"{folder} {what}; choose another --output")
     settings = plan_all(recipes, folder)
     for setting in settings:
         claim(setting.folder, setting.recipe)
     return settings
+
+
+def _is_begun(entry: Path, recipes: dict[str, Recipe]) -> bool:
+    """Whether something is the folder of a setting in which a killed process has not yet written the recipe."""
+    if entry.name not in recipes or not entry.is_dir():
+        return False
+    remove_leftovers(entry)
+    return not any(entry.iterdir())
 
 
 def plan_all(recipes: dict[str, Recipe], folder: Path) -> list[Setting]:

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from latephase.experiments.config import Compute, Data
+from latephase.experiments.console import say_warnings
 from latephase.experiments.data import AnyImages, hand_over
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.legs import run_leg
@@ -152,6 +153,7 @@ def _work(connection: Connection, sources: Sources) -> None:
     """What a process of the pool does: train what it is sent, and say how far it is."""
     # An interruption from the keyboard reaches every process; the one that started them ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    say_warnings()
     for data, images in sources:
         hand_over(data, images)
     while True:
