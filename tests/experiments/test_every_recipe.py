@@ -41,7 +41,8 @@ def short(recipe: Recipe, large: bool, size: int) -> Recipe:
 
 
 # Large networks that another recipe trains too, with other images, labels or schedule.
-_AGAIN = ("cifar100-wrn28-14", "cifar100-pyramidnet", "cifar10-wrn28-10-noisy", "enwik8-transformer-6-384-cosine")
+_AGAIN = ("cifar100-wrn28-10-swa", "cifar100-wrn28-14", "cifar100-pyramidnet", "cifar10-wrn28-10-noisy")
+_AGAIN += ("enwik8-transformer-6-384-cosine",)
 _NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in _AGAIN else name for name in recipe_names()]
 
 

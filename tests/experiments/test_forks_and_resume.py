@@ -86,7 +86,7 @@ def test_what_is_shared_is_trained_once() -> None:
 
 
 # Minibatch 8 ends an epoch; 29 and 34 lie in the middle of a round of 3 that began at 24, and of an epoch.
-@pytest.mark.parametrize("steps", [[8, 34], [3, 29, 30, 47, 48]])
+@pytest.mark.parametrize("steps", [[8, 34], pytest.param([3, 29, 30, 47, 48], marks=pytest.mark.slow)])
 def test_an_interrupted_study_ends_in_the_same_bits(tmp_path: Path, steps: list[int]) -> None:
     recipe = tiny_recipe(checkpoint_minutes=0)
     methods = [*METHODS, "twin+swa"]
