@@ -30,6 +30,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "inventories",
+    "mathml",
     "public_names",
     "repository_links",
     "commands",
@@ -67,6 +68,7 @@ default_role = "py:obj"  # `name` in a docstring is a link where it is a public 
 
 templates_path = []
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"latephase {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
