@@ -266,3 +266,32 @@ def test_weights_unfrozen_in_the_middle_join_the_rounds() -> None:
         optimizer.step()
         assert late.turn == (2, 0)[index]
     torch.testing.assert_close(model.conv1.weight.detach(), before - 0.1 * total, rtol=0, atol=1e-13)
+
+
+def test_a_context_keeps_its_member_when_the_turn_passes_on_in_it() -> None:
+    case = Case()
+    model, optimizer, late = run(case, 0)
+    with late.member(0):
+        train(case, model, optimizer, case.batches(1, first=case.start))
+        assert late.turn == 1
+        inside = tensors(model)
+        with pytest.raises(LatePhaseError, match="member 0 is in the model and it is member 1's turn"):
+            optimizer.step()
+    with late.member(0):
+        assert_same(inside, tensors(model))
+    train(case, model, optimizer, case.batches(TURNS - 1, first=case.start + 1))
+    assert_matches(late, run_reference(case, TURNS), 1e-12)
+
+
+def test_gradients_of_another_member_are_refused_as_often_as_they_are_tried() -> None:
+    case = Case()
+    model, optimizer, late = run(case, 0)
+    optimizer.zero_grad()
+    with late.member(1):
+        case.loss(next(case.batches(1)))(model).backward()
+    before = every_member(late)
+    for _ in range(2):
+        with pytest.raises(LatePhaseError, match="gradients of member 1, in the turn of member 0"):
+            optimizer.step()
+    for member, then in zip(every_member(late), before, strict=True):
+        assert_same(member, then)

@@ -118,6 +118,7 @@ class Life:
         self.rounds.come_to_life(members)
         members.content = self.rounds.member
         self.stage = Stage(self.model, members, lambda: self.rounds.member)
+        self.rounds.settle = self.stage.settle
         self.control = Control(self.model, members, self.settle)
         self.stacks = Stacks(self.model, members)
         self.phase = "late"

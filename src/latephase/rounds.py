@@ -1,6 +1,6 @@
 """Whose turn it is: the order of members over optimizers, steps and ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class Rounds:
         self.steps: list[Steps] = []
         self.members: Members | None = None
         self.parallel: ParallelPass | None = None
+        self.settle: Callable[[], None] = lambda: None
+        """Brings in what belongs into the model, if that is not the member of the turn."""
         self.resumed: Mapping[str, Any] | None = None
         """The state that training resumed from, until the first step after that."""
 
@@ -132,12 +134,13 @@ class Rounds:
             LatePhaseError: the last backward was of a member that a context had pinned.
         """
         assert self.members is not None
-        graded, self.members.graded = self.members.graded, None
+        graded = self.members.graded
         if graded not in (None, AVERAGE, self.member) and self.parallel is None:
             raise LatePhaseError(
                 f"optimizer.step() with gradients of member {graded}, in the turn of member {self.member}; a backward "
                 "inside late.member(k) is for looking at gradients: zero_grad() and a backward of the turn come next"
             )
+        self.members.graded = None
 
     def check_step(self, steps: Steps) -> None:
         """Refuse a step that would update the wrong values.
@@ -206,6 +209,7 @@ class Rounds:
             steps.park(member)
             steps.bring(self.member)
         members.bring(self.member)
+        self.settle()
 
     def release(self) -> None:
         """Take all hooks off; the optimizers keep the mean of the members' states for the averaged weights."""
