@@ -1,10 +1,10 @@
 """Known vulnerabilities of every package in uv.lock: `make audit`, or `python tools/audit.py [--service osv]`.
 
-pip-audit asks PyPI, or OSV, for each release that the lock names, for every platform and Python version. It passes over a
-release that the service has no page of, and over everything when the service keeps no vulnerabilities, and calls both a
-success. So a release that is known to be vulnerable is asked for too: when nothing is known against that one, nothing was
-audited. Exit code 0: nothing is known against any; 1: something is, or an entry of the list of the ignored is out of date;
-3: the service could not be asked about some of them or about any.
+pip-audit asks PyPI, or OSV, for each release that the lock names, for every platform and Python version. It passes over
+a release that the service has no page of, and over everything when the service keeps no vulnerabilities, and calls both
+a success. So a release that is known to be vulnerable is asked for too: when nothing is known against that one, nothing
+was audited. Exit code 0: nothing is known against any; 1: something is, or an entry of the list of the ignored is out
+of date; 3: the service could not be asked about some of them or about any.
 """
 
 import argparse
@@ -68,8 +68,8 @@ def judge(answers: list[dict], control: list[dict], ignored: list[dict], service
     """
     if not any(release.get("vulns") for release in control):
         return 3, [
-            f"{service} knows nothing against {control[0]['name']} in a version that is known to be vulnerable: it keeps no"
-            " vulnerabilities, or no pages of single releases. Nothing was audited."
+            f"{service} knows nothing against {control[0]['name']} in a version that is known to be vulnerable: it"
+            " keeps no vulnerabilities, or no pages of single releases. Nothing was audited."
         ]
     skipped = [release for release in answers if "skip_reason" in release]
     lines, met, bad = [], set(), 0

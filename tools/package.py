@@ -1,8 +1,8 @@
 """The wheel and the sdist, built, looked into and installed: `make package`, or `python tools/package.py`.
 
-They are built twice, here through the sdist and from a copy of the repository's files alone, at another place and time; both
-must come to the same bytes. Then the wheel is installed into a fresh environment, alone and with its extra, with what
-uv.lock names. Exit code 1 and one line for the first thing that is wrong.
+They are built twice, here through the sdist and from a copy of the repository's files alone, at another place and
+time; both must come to the same bytes. Then the wheel is installed into a fresh environment, alone and with its extra,
+with what uv.lock names. Exit code 1 and one line for the first thing that is wrong.
 """
 
 import email.parser
@@ -25,23 +25,26 @@ BESIDE = {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyp
 TINY = ["--data.subset=48", "--data.validation=40", "--data.test_images=60", "--training.epochs=2", "--model.width=4"]
 
 
-class Wrong(Exception):
+class PackageError(Exception):
     """What is wrong with the package."""
 
 
 def require(holds: object, message: str) -> None:
     """Raise unless something holds."""
     if not holds:
-        raise Wrong(message)
+        raise PackageError(message)
 
 
 def run(*command: object, code: int = 0, cwd: Path = ROOT, **changes: str) -> str:
-    """What a command prints, on both streams; it must end with a certain exit code."""
+    """What a command prints, or its errors where it is to fail; it must end with a certain exit code."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     words = list(map(str, command))
     done = subprocess.run(words, cwd=cwd, env=clean | changes, capture_output=True, text=True, check=False)
-    shown = done.stdout + done.stderr
-    require(done.returncode == code, f"{' '.join(words)} ended with {done.returncode}, not {code}:\n{shown[-3000:]}")
+    shown = done.stderr if code else done.stdout
+    require(
+        done.returncode == code,
+        f"{' '.join(words)} ended with {done.returncode}, not {code}:\n{(done.stdout + done.stderr)[-3000:]}",
+    )
     return shown
 
 
@@ -144,7 +147,7 @@ def install(folder: Path, *what: str) -> Path:
 
 
 def check_core(wheel: Path, folder: Path) -> None:
-    """With torch alone: it imports without a warning, the README's first example runs, and a command says what it lacks."""
+    """With torch alone: it imports quietly, the README's first example runs, and a command says what it lacks."""
     programs = install(folder / "core", str(wheel))
     version = wheel.name.split("-")[1]
     has = run("uv", "pip", "list", "--python", programs / "python").lower()
@@ -184,7 +187,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             check_core(wheel, Path(folder))
             check_experiments(wheel, Path(folder))
-    except Wrong as error:
+    except PackageError as error:
         sys.stderr.write(f"package: error: {error}\n")
         return 1
     sys.stdout.write("package: the same bytes twice; installs with torch alone and with [experiments]\n")
