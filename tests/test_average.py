@@ -152,7 +152,8 @@ def test_predict_stacks_the_members_outputs_in_eval_mode(case: Case) -> None:
 
 def test_the_fold_of_a_batchnorm_without_a_shift() -> None:
     """What a shift would take up goes into the running mean."""
-    model = nn.Sequential(nn.BatchNorm1d(5, bias=False), nn.Linear(5, 2)).double()
+    model = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
+    model[0].register_parameter("bias", None)  # as `bias=False` does, which PyTorch 2.9 does not know yet
     late = latephase.LatePhase(model, members=3)
     optimizer = late.optimizer(torch.optim.SGD(model.parameters(), lr=0.3))
     late.start()
