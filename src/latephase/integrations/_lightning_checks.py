@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from ..checked_files import DamagedFileError, check_archive
 from ..errors import LatePhaseError, LatePhaseValueError
 from ..phase import LatePhase
 
@@ -216,3 +218,17 @@ def training_batches(trainer: Any) -> Iterator[Any]:
     """One epoch of training data, on the device and in the precision of the training."""
     for batch in islice(trainer.train_dataloader, int(trainer.num_training_batches)):
         yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+
+
+def check_undamaged(path: Any) -> None:
+    """Refuse a checkpoint, one local file, in which a bit is not what was written.
+
+    Raises:
+        LatePhaseError: an entry of the archive does not have the checksum that torch wrote with it.
+    """
+    if path is None or not Path(path).is_file():
+        return
+    try:
+        check_archive(Path(path))
+    except DamagedFileError as error:
+        raise LatePhaseError(f"{error}; give fit(ckpt_path=...) another checkpoint") from error

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..checked_files import DamagedFileError, read_tensors, write_tensors
 from ..errors import LatePhaseError
 from ..phase import LatePhase
+from ..whole_files import write_whole
 
 NAME = "latephase.pt"
 CLOSE = 1e-3
@@ -35,10 +36,9 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def save_members(folder: Path, late: dict[str, Any], beginning: dict[str, Any], snapshots: dict[str, Any]) -> None:
-    """Write the file: tensors, numbers and strings, which `torch.load(weights_only=True)` reads."""
-    partial = folder / f"{NAME}.partial"
-    torch.save({"late": late, "beginning": beginning, "snapshots": snapshots}, partial)
-    partial.replace(folder / NAME)
+    """Write the file: tensors, numbers and strings, which `torch.load(weights_only=True)` reads, and their checksum."""
+    state = {"late": late, "beginning": beginning, "snapshots": snapshots}
+    write_whole(folder / NAME, lambda file: write_tensors(file, state))
 
 
 def find_members(resume_from: str | None, args: TrainingArguments, state: TrainerState) -> Path | None:
@@ -57,9 +57,13 @@ def load_members(path: Path, late: LatePhase) -> tuple[dict[str, Any], dict[str,
         The states of the beginning and of the snapshots.
 
     Raises:
-        LatePhaseError: the members of the file do not average to the model that the Trainer has loaded.
+        LatePhaseError: the file is damaged or not ours, or its members do not average to the model that the Trainer
+            has loaded.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        saved = read_tensors(path)
+    except DamagedFileError as error:
+        raise LatePhaseError(f"{error}; resume from another checkpoint, or begin the late phase anew") from error
     loaded = late.averaged_state_dict()
     late.load_state_dict(saved["late"])
     for name, average in late.averaged_state_dict().items():

@@ -11,9 +11,14 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMetadata
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import StorageReader
+from torch.utils._pytree import tree_map
 
 from latephase import LatePhase, LatePhaseValueError
-from latephase.sharding import local, placed
+from latephase.checked_files import DamagedFileError, digest
+from latephase.integrations._distributed_files import check_metadata, check_parts
+from latephase.sharding import gathered, local, placed
+
+_DIGEST = "sha256"
 
 
 class PhaseState(Stateful):
@@ -31,6 +36,7 @@ class PhaseState(Stateful):
 
     Raises:
         LatePhaseValueError: on loading, nothing is under this key; see also `LatePhase.load_state_dict`.
+        DamagedFileError: on loading, the checkpoint is damaged, or its index would run code.
 
     Example:
         >>> import tempfile, torch, latephase, torch.distributed.checkpoint as dcp
@@ -66,19 +72,32 @@ class PhaseState(Stateful):
         statistics = [value for name, value in state["values"].items() if name not in late]
         if statistics:
             self.late._rounds.ranks.share_first(statistics)
-        return state
+        return {**state, _DIGEST: digest(tree_map(_whole, state))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from what was loaded.
 
         Args:
             state_dict: what `state_dict` made room for, filled.
+
+        Raises:
+            DamagedFileError: it is not what was saved; nothing has changed.
         """
+        # A checkpoint of a version that wrote no checksum is taken as it is.
+        stated = state_dict.get(_DIGEST)
+        state_dict = {key: value for key, value in state_dict.items() if key != _DIGEST}
+        if stated is not None and digest(tree_map(_whole, state_dict)) != stated:
+            raise DamagedFileError(
+                f"PhaseState: what the checkpoint holds under {self.key!r} is not what was saved; a file of it is "
+                "damaged, so resume from another checkpoint"
+            )
         self.late.load_state_dict(_complete(state_dict, self.late.members))
 
     def _room(self, reader: StorageReader) -> dict[str, Any]:
         try:
+            check_metadata(reader)
             metadata = reader.read_metadata()
+            check_parts(reader, metadata, self.key)
         except FileNotFoundError as error:
             raise LatePhaseValueError(
                 f"PhaseState: {error.filename or 'the path'} is not there, so this is no checkpoint; give one that "
@@ -99,6 +118,10 @@ class PhaseState(Stateful):
                 place = place.setdefault(part, {})
             place[inside[-1]] = likes.room(inside, metadata.state_dict_metadata[name])
         return state
+
+
+def _whole(leaf: Any) -> Any:
+    return gathered(leaf) if isinstance(leaf, Tensor) else leaf
 
 
 class _Likes:

@@ -23,6 +23,7 @@ from ._lightning_checks import (
     check_recomputation,
     check_same,
     check_trainer,
+    check_undamaged,
     counts_batches,
     length,
     torch_optimizers,
@@ -302,6 +303,11 @@ class LatePhaseCallback(callback_classes()[0]):  # type: ignore[misc]
         """Keep the state until training starts: validation and tests need the averaged weights alone."""
         if self._fitting:
             self._saved = state_dict
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Refuse a damaged checkpoint: what torch and Lightning read is checked by nobody else."""
+        if self._fitting:
+            check_undamaged(trainer.ckpt_path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         cls = next(base for base in type(self).__mro__ if base not in TYPES.values())
