@@ -6,6 +6,7 @@ Exit code 1: something is not allowed, is unknown, or stands in the list without
 """
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+# `uv run` says where it is; it need not be on the PATH.
+UV = os.environ.get("UV", "uv")
 SPDX = get_spdx_licensing()
 # What each part adds to those before it.
 PARTS = {"core": [], "extras": ["--all-extras"], "development": ["--all-extras", "--all-groups"]}
@@ -34,7 +37,7 @@ def needed(*options: str) -> set[str]:
         "--no-annotate",
         "--no-header",
     ]
-    done = subprocess.run(["uv", "export", *plain, *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([UV, "export", *plain, *options], cwd=ROOT, capture_output=True, text=True, check=True)
     found = [Requirement(line) for line in done.stdout.splitlines() if line]
     return {canonicalize_name(r.name) for r in found if r.marker is None or r.marker.evaluate()}
 

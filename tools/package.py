@@ -17,6 +17,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# `uv run` says where it is; it need not be on the PATH.
+UV = os.environ.get("UV", "uv")
 OUT = ROOT / "dist"
 # Bytes: about twice what they take now.
 LIMITS = {".whl": 1_200_000, ".gz": 1_200_000}
@@ -105,7 +107,7 @@ def build() -> tuple[Path, Path]:
     sources = tracked()
     shutil.rmtree(OUT, ignore_errors=True)
     when = {"SOURCE_DATE_EPOCH": run("git", "log", "-1", "--format=%ct").strip()}
-    run("uv", "build", "--quiet", "--out-dir", OUT, **when)
+    run(UV, "build", "--quiet", "--out-dir", OUT, **when)
     wheel, sdist = next(OUT.glob("*.whl")), next(OUT.glob("*.tar.gz"))
     for archive in (wheel, sdist):
         check_names(names_in(archive), sources, archive.suffix)
@@ -116,7 +118,7 @@ def build() -> tuple[Path, Path]:
             shutil.copy(ROOT / name, copy / name)
             copy.joinpath(name).chmod(0o600)
         # Not through the sdist, so that the sdist is seen to hold all that a wheel is made of.
-        run("uv", "build", "--quiet", "--wheel", "--sdist", "--out-dir", Path(folder, "again"), cwd=copy, **when)
+        run(UV, "build", "--quiet", "--wheel", "--sdist", "--out-dir", Path(folder, "again"), cwd=copy, **when)
         for first in (wheel, sdist):
             again = Path(folder, "again", first.name)
             require(
@@ -140,9 +142,9 @@ def install(folder: Path, *what: str) -> Path:
         "-o",
         locked,
     )
-    run("uv", "venv", "--quiet", "--python", sys.executable, folder)
+    run(UV, "venv", "--quiet", "--python", sys.executable, folder)
     programs = folder / "bin"
-    run("uv", "pip", "install", "--quiet", "--python", programs / "python", "--constraints", locked, *what)
+    run(UV, "pip", "install", "--quiet", "--python", programs / "python", "--constraints", locked, *what)
     return programs
 
 
@@ -150,7 +152,7 @@ def check_core(wheel: Path, folder: Path) -> None:
     """With torch alone: it imports quietly, the README's first example runs, and a command says what it lacks."""
     programs = install(folder / "core", str(wheel))
     version = wheel.name.split("-")[1]
-    has = run("uv", "pip", "list", "--python", programs / "python").lower()
+    has = run(UV, "pip", "list", "--python", programs / "python").lower()
     require("numpy" not in has and "lightning" not in has, "the core brings more than torch")
     run(programs / "python", "-W", "error::DeprecationWarning", "-c", "import latephase", cwd=folder)
     example = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
