@@ -1,4 +1,4 @@
-"""Every message that the page on troubleshooting quotes exists, word for word, in the source that it is said to come from."""
+"""Every message that the page on troubleshooting quotes exists, word for word, in the source it is said to be of."""
 
 import ast
 import functools

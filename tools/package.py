@@ -131,7 +131,7 @@ def install(folder: Path, *what: str) -> Path:
     """A fresh environment with the package and what uv.lock names; its folder of programs."""
     locked = folder.with_suffix(".txt")
     run(
-        "uv",
+        UV,
         "export",
         "--frozen",
         "--quiet",
