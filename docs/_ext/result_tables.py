@@ -25,7 +25,7 @@ from latephase.experiments.report.numbers import SCORES, difference, labelled, m
 from latephase.experiments.statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parents[2]
-MARK = re.compile(r"(<!-- (results|differences|paper|speed|cost): ([^>]*?) -->\n\n)((?:\|.*\n)+)?")
+MARK = re.compile(r"(<!-- (results|differences|paper|speed|cost|starts): ([^>]*?) -->\n\n)((?:\|.*\n)+)?")
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -98,9 +98,27 @@ def speed(*entries: str) -> str:
     for entry in entries:
         for name, row in _load("speed/cpu-2-threads.json")["rows"].items():
             found = row["measured"]
-            if name.startswith(entry.replace("_", " ")) and isinstance(found, dict) and "median" in found:
-                rows.append([name, f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"])
-    return _table(["two CPU threads, samples per second", "ratio, 95% interval"], rows)
+            if not name.startswith(entry.replace("_", " ")) or not isinstance(found, dict):
+                continue
+            for key, part in ({"": found} if "median" in found else found).items():
+                value = f"{part['median']:.3f} [{part['low']:.3f}, {part['high']:.3f}]" if isinstance(part, dict) else f"{part:.3f}"
+                rows.append([f"{name}, {key}" if key else name, value])
+    return _table(["on two CPU threads", "ratio, 95% interval"], rows)
+
+
+def starts(*studies: str) -> str:
+    """Test accuracy by T0, of studies `results/start-signal/STUDY-fixed.json`; `auto` from `STUDY-auto.json`."""
+    columns: dict[str, dict[str, str]] = {}
+    for study in studies:
+        found = {}
+        for part in ("fixed", "auto"):
+            for setting in _load(f"start-signal/{study}-{part}.json")["settings"]:
+                start = str(setting["recipe"]["late_phase"]["start"])
+                found[start] = mean(setting["methods"]["late-phase"]["test"]["accuracy"], "accuracy")
+                title = setting["title"] if part == "auto" else ""
+        columns[title] = found
+    keys = [*sorted(key for key in found if key != "auto"), "auto"]
+    return _table(["T0", *columns], [[key, *(column[key] for column in columns.values())] for key in keys])
 
 
 _FAMILIES: dict[str, Callable[[], latephase.Family]] = {
@@ -146,14 +164,18 @@ def cost(*families: str) -> str:
     return _table(heads, rows)
 
 
-TABLES = {"results": results, "differences": differences, "paper": paper, "speed": speed, "cost": cost}
+TABLES = {"results": results, "differences": differences, "paper": paper, "speed": speed, "cost": cost, "starts": starts}
 
 
-def rewritten(text: str) -> str:
-    """The text of a page with every table as it should be."""
-    return MARK.sub(
-        lambda found: found[1] + TABLES[found[2]](*found[3].split()) + ("" if found[4] else "\n"), text
-    )
+def rewritten(text: str, without: str = "") -> str:
+    """The text of a page with every table as it should be, but for those of the kind `without`."""
+
+    def table(found: re.Match[str]) -> str:
+        if found[2] == without:
+            return found[0]
+        return found[1] + TABLES[found[2]](*found[3].split()) + ("" if found[4] else "\n")
+
+    return MARK.sub(table, text)
 
 
 def pages() -> list[Path]:
