@@ -147,3 +147,20 @@ def test_an_optimizer_that_does_not_drive_may_step_again() -> None:
 
 def _stem_and_rest(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     return OPTIMIZERS["adam"](model[0].parameters()), OPTIMIZERS["nesterov"](model[1:].parameters())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_factor_steps_once_a_turn_where_another_optimizer_has_its_weight(order: tuple[int, int]) -> None:
+    """As with one optimizer for matrices and one for all else, built after the factors are there."""
+    case = Case(family="rank-one")
+    model = case.plain()
+    late = latephase.LatePhase(model, case.members, case.weights())
+    parameters = list(model.parameters())
+    optimizers = [
+        torch.optim.SGD([p for p in parameters if (p.ndim > 1) == matrices], lr=0.1) for matrices in (True, False)
+    ]
+    for index in order:
+        late.optimizer(optimizers[index])
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) == len(parameters)
+    assert set(late.late_parameters()) <= set(optimizers[1].param_groups[0]["params"])

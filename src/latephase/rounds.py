@@ -95,7 +95,8 @@ class Rounds:
         for steps in self.steps:
             if steps.optimizer is optimizer:
                 return steps
-        held = {p for group in optimizer.param_groups for p in group["params"]}
+        self._leave(set(_parameters(optimizer)))
+        held = {p for each in (optimizer, *(steps.optimizer for steps in self.steps)) for p in _parameters(each)}
         for factor, weight in self.joins.items():
             for group in optimizer.param_groups:
                 if factor not in held and any(p is weight for p in group["params"]):
@@ -105,6 +106,15 @@ class Rounds:
         if self.members is not None:
             steps.come_to_life(self.members.count, self.copy_state, self.member)
         return steps
+
+    def _leave(self, held: set[nn.Parameter]) -> None:
+        """Take factors that joined their weight in an optimizer out of it: their user has them in another."""
+        for steps in self.steps:
+            for factor in held & self.joins.keys() & set(_parameters(steps.optimizer)):
+                for group in steps.optimizer.param_groups:
+                    group["params"] = [p for p in group["params"] if p is not factor]
+                for state in (steps.optimizer.state, *steps.states):
+                    state.pop(factor, None)
 
     def check_held(self) -> None:
         """Refuse to start where a trainable late-phase weight is in none of the optimizers.
@@ -223,3 +233,7 @@ class Rounds:
                 steps.optimizer.state.pop(factor, None)
         self.steps.clear()
         self.members = None
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
