@@ -155,3 +155,18 @@ def test_bad_input_is_named() -> None:
     train(case, model, optimizer, case.batches(1))
     with pytest.raises(latephase.LatePhaseError, match=r"middle of a round \(turn 1 of 3\)"):
         latephase.Round(late, optimizer, F.cross_entropy, "loop")(x, y)
+
+
+def test_a_round_that_is_refused_is_no_resumption() -> None:
+    """What the model loads next counts, as at any other time."""
+    case = Case()
+    model, optimizer, late = started(case)
+    train(case, model, optimizer, case.batches(3))
+    x, y = next(iter(chunks(case, 1)))
+    with pytest.raises(latephase.LatePhaseValueError, match="cannot be split"):
+        latephase.Round(late, optimizer, F.cross_entropy)(x[:-1], y[:-1])
+    average = late.averaged_state_dict()
+    model.load_state_dict(average)
+    with late.member(1):
+        assert_same({name: dict(model.state_dict())[name] for name in average}, dict(average))
+        assert_same(dict(model.named_parameters()), {n: average[n] for n, _ in model.named_parameters()})

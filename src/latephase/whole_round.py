@@ -123,7 +123,7 @@ class Round:
         try:
             return self._run("parallel", inputs, targets)
         except (LatePhaseError, torch.OutOfMemoryError):
-            self._late.load_state_dict(before)
+            self._late._life.restore(before)
             self._each("zero_grad")
             raise
 
