@@ -32,7 +32,8 @@ def exact_mean(stack: Tensor) -> Tensor:
         stack: (K, ...) of any dtype.
 
     Returns:
-        (...) in float64; for equal members exactly their value, and the same for any order of the members.
+        (...) in float64; for equal members exactly their value (infinite ones too), and the same for any order of the
+        members. It is finite where all members are.
     """
     precise = wide(stack.dtype)
     if stack.dtype != torch.float64:
@@ -41,7 +42,25 @@ def exact_mean(stack: Tensor) -> Tensor:
     # In float64 itself the sum rounds. Sorting makes it independent of the members' order, and the distance to the
     # smallest is exactly zero for equal members.
     ordered = stack.sort(0).values
-    return ordered[0] + (ordered - ordered[0]).mean(0)
+    mean = ordered[0] + (ordered - ordered[0]).mean(0)
+    # The distance overflows near the largest number, and has no value between infinities.
+    return torch.where(mean.isfinite(), mean, (ordered / len(stack)).sum(0))
+
+
+def culprits(stack: Tensor, mean: Tensor) -> list[int]:
+    """The members that make an average infinite or NaN.
+
+    Args:
+        stack: (K, ...).
+        mean: their average (...).
+
+    Returns:
+        Indices; none where the average is finite, and none of an infinity that all members have in the same place.
+    """
+    if bool(mean.isfinite().all()):
+        return []
+    spoilt = ~mean.isfinite() & ~(stack == stack[0]).all(0)
+    return (~stack.isfinite() & spoilt).flatten(1).any(1).nonzero().flatten().tolist()
 
 
 def rounded(mean: Tensor, like: Tensor) -> Tensor:
@@ -108,9 +127,12 @@ class NormFold:
         self, stacks: Mapping[str, Tensor], mean_k: Tensor, mean: Tensor, var: Tensor, ratio: Tensor
     ) -> dict[str, Tensor]:
         inner = exact_mean(ratio)
+        # Equal members keep their variance to the last bit. For others a difference to the mean variance, which a
+        # large one among them decides, would leave no digit of a small result.
+        pooled = torch.where(inner == 1, var, (var + self.eps) / inner.square() - self.eps)
         folded = {
             self.mean: mean + exact_mean(ratio * (mean_k - mean)) / inner,
-            self.var: var + (var + self.eps) * (inner.square().reciprocal() - 1),
+            self.var: pooled,
         }
         if self.late_shift and self.bias is not None:
             folded[self.bias] = exact_mean(stacks[self.bias])

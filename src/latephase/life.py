@@ -135,6 +135,7 @@ class Life:
             if self.stage.pins:
                 raise LatePhaseError("collapse() inside late.member() or late.average(); leave the context first")
             averages = self.stage.members.average(fold)
+            self.stage.members.check_finite(averages)
             self.stage.members.show(AVERAGE)
             self.stage.members.put(averages)
         try:
@@ -199,10 +200,11 @@ class Life:
         factors = {n: p for part in self.installations for n, p in part.parameters.items() if p in part.weight_of}
         own, shared = (self.sites.own(), self.sites.shared) if late else (factors, {})
         checkpoint.check(state, self.phase, self.count, own, shared, self.rounds)
-        self._restore(state)
+        self.restore(state)
         self.rounds.resumed = state
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state; unlike after `load`, what the model or an optimizer loads next counts again."""
         if state["phase"] == "late" and self.stage is None:
             self.follow()
             self.sites.renew(self.model, self.installations)
@@ -215,7 +217,7 @@ class Life:
     def again(self) -> None:
         """Restore once more: the model or an optimizer has just loaded its own state over what was resumed."""
         if self.rounds.resumed is not None:
-            self._restore(self.rounds.resumed)
+            self.restore(self.rounds.resumed)
 
     def _loading(self) -> None:
         if self.stage is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .averaging import NormFold, exact_mean, fold_together, rounded, wide
+from .averaging import NormFold, culprits, exact_mean, fold_together, rounded, wide
 from .errors import LatePhaseError
 from .families import Installation
 from .families._family import AverageRule
@@ -281,6 +281,22 @@ class Members:
         self.park()
         values = self._averages() if fold else self._compute(fold=False)
         return dict(zip((*self.names, *self.sites.shared), values, strict=True))
+
+    def check_finite(self, averages: Mapping[str, Tensor]) -> None:
+        """Refuse an average that members spoil.
+
+        Raises:
+            LatePhaseError: a tensor is NaN or infinite in some member; it names both.
+        """
+        if self.sites.sharders:
+            return  # a rank sees its part alone, and all must decide alike
+        for name, stack in zip(self.names, self.stacks, strict=True):
+            if stack.is_floating_point() and (members := culprits(stack, averages[name])):
+                raise LatePhaseError(
+                    f"collapse(): {name!r} is NaN or infinite in member{'s' * (len(members) > 1)} "
+                    f"{', '.join(map(str, members))} of {self.count}, and so would be the average; nothing was changed. "
+                    "Resume from a state saved before that (late.load_state_dict), with a smaller learning rate"
+                )
 
     def _averages(self) -> list[Tensor]:
         if self._average is None:

@@ -128,8 +128,10 @@ class Stacks:
         try:
             with _batchable_attention(members.stacks[0].device), norms:
                 outputs = (self.compiled or self._vectorised)(self.weights, stacked, counts, inputs)
-        except RuntimeError as error:
-            missing = _NO_RULE.search(str(error))
+        except BaseException as error:
+            # A pass that fails has moved the statistics of the layers before that, as one of plain training has.
+            members.refresh(self.buffers)
+            missing = _NO_RULE.search(str(error)) if isinstance(error, RuntimeError) else None
             if missing is None:
                 raise
             raise LatePhaseError(

@@ -125,9 +125,11 @@ class LatePhase:
         return list(self._sites.weights)
 
     def late_parameters(self) -> list[nn.Parameter]:
-        """The late-phase weights: the Parameters in which the members take turns."""
+        """The late-phase weights: the Parameters in which the members take turns. Factors end with the collapse."""
         self._life.follow()
-        return list(self._sites.weights.values())
+        weights = list(self._sites.weights.values())
+        present = set(self.model.parameters() if self.phase == "collapsed" else weights)
+        return [weight for weight in weights if weight in present]
 
     def base_parameters(self) -> list[nn.Parameter]:
         """All other weights of the model, shared by the members."""
@@ -225,7 +227,8 @@ class LatePhase:
             The object that was given as the model, in the mode it was in.
 
         Raises:
-            LatePhaseError: called twice, or the outputs on `check` differ by more than rounding.
+            LatePhaseError: called twice; a member that is NaN or infinite where the average would be so too, with
+                nothing changed; or the outputs on `check` differ by more than rounding.
         """
         fold = choice("statistics", statistics, ("fold", "mean")) == "fold"
         self._life.collapse(fold, check)
