@@ -39,6 +39,7 @@ class Bench:
         self.pins: list[tuple[int, Any]] = []
         self.stepped: set[int] = set()
         self.graded: int | None = None
+        self.resumed = False
         self.batches = itertools.count()
         self.families = settings.families
         self.dtype = architecture.dtype
@@ -67,7 +68,7 @@ class Bench:
         self.shadow: Shadow | None = self.follow()
         self.saved: list[dict[str, Any]] = []
         self.stepped.clear()
-        self.graded = None
+        self.graded, self.resumed = None, False
 
     def start(self) -> None:
         """The members come to life, which changes nothing in the model unless noise is asked for."""
@@ -152,7 +153,7 @@ class Bench:
             if model is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 
-    def step(self, index: int, closure: Callable[[], Tensor] | None = None) -> None:
+    def step(self, index: int) -> None:
         """One optimizer's step, refused where the wrong values would move."""
         names = {p: name for name, p in self.model.named_parameters()}
         held = [p for group in self.optimizers[index].param_groups for p in group["params"]]
@@ -170,10 +171,8 @@ class Bench:
             self.graded = None
         if self.shadow is not None:
             self.shadow.collect(index, present)
-        if closure is None:
-            self.optimizers[index].step()
-        else:
-            self.optimizers[index].step(closure)
+        self.optimizers[index].step()
+        self.resumed = False
         self.stepped.add(index)
         if len(self.stepped) == len(self.optimizers):
             self.stepped.clear()
@@ -298,6 +297,3 @@ def interrupting(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-

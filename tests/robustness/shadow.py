@@ -43,9 +43,7 @@ class Shadow:
                 clocks[-1].state[mine[names[parameter]]] = copy.deepcopy(state)
         self.of = [[names[p] for group in theirs.param_groups for p in group["params"]] for theirs in optimizers]
         late_names, count = late.late_names(), late.members
-        self.judge = Reference(
-            model, clocks, late_names, count, base_gradient=gamma, optimizer_state=optimizer_state
-        )
+        self.judge = Reference(model, clocks, late_names, count, base_gradient=gamma, optimizer_state=optimizer_state)
         self.in_place = in_place
         self.due: dict[str, Tensor] = {}
         """The gradients of the present turn with which optimizers have stepped already."""
