@@ -1,4 +1,4 @@
-"""Every message that the page on troubleshooting quotes exists, word for word, in the source it is said to be of."""
+"""Every message that the pages on what goes wrong quote exists, word for word, in the source it is said to be of."""
 
 import ast
 import functools
@@ -11,7 +11,8 @@ import torch
 import latephase
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/troubleshooting.md").read_text()
+PAGES = ("troubleshooting", "numerics")
+PAGE = "\n".join((ROOT / f"docs/{name}.md").read_text() for name in PAGES)
 QUOTED = re.findall(r"^ *> (?:([\w/.]+): )?`(.+)`$", PAGE, re.MULTILINE)
 NAMED = re.findall(r"^ *> torch(?:/csrc)?: ([^`\n]+)$", PAGE, re.MULTILINE)
 
