@@ -1,5 +1,6 @@
 """The version in all its places, and what the supply chain's tools make of good and bad cases."""
 
+import ast
 import re
 import runpy
 import tomllib
@@ -169,3 +170,24 @@ def test_an_sdist_holds_what_belongs_beside_the_sources(package: dict) -> None:
     package["check_names"](SOURCES | package["BESIDE"], SOURCES, ".gz")
     with pytest.raises(package["PackageError"], match=re.escape("results/README.md")):
         package["check_names"](SOURCES | package["BESIDE"] | {"results/README.md"}, SOURCES, ".gz")
+
+
+def rows_of_the_design() -> dict[str, int]:
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", (ROOT / "docs/design.md").read_text(), re.MULTILINE)
+    return {name: int(row) for row, names in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_the_table_of_modules_in_the_design_is_that_of_the_sources() -> None:
+    rows = rows_of_the_design()
+    core = Path(latephase.__file__).parent
+    modules = {path.stem for path in core.glob("*.py")} - {"__init__", "__main__", "_version", "cli"} | {"families"}
+    assert rows.keys() == modules
+    for module, row in rows.items():
+        package = core / module
+        for path in package.glob("*.py") if package.is_dir() else [core / f"{module}.py"]:
+            depth = 2 if package.is_dir() else 1
+            for node in ast.parse(path.read_text()).body:  # what is imported for its types alone stands in an `if`
+                if isinstance(node, ast.ImportFrom) and node.level == depth:
+                    names = [node.module] if node.module else [alias.name for alias in node.names]
+                    for name in {name.partition(".")[0] for name in names} - {"_version"}:
+                        assert rows[name] < row, f"{module}, row {row}, imports {name}, row {rows[name]}"
