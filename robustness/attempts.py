@@ -3,10 +3,12 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -19,14 +21,19 @@ class Forked:
     Args:
         do: What it does; returns its exit code.
         folder: Where its marks and what it prints go.
+        rank: Its number among several.
+        variables: Environment variables of its own.
     """
 
-    def __init__(self, do: Callable[[Marks], int], folder: Path) -> None:
-        self.marks = [Marks(folder / "marks-0")]
+    def __init__(
+        self, do: Callable[[Marks], int], folder: Path, rank: int = 0, variables: Mapping[str, str] | None = None
+    ) -> None:
+        self.marks = [Marks(folder / f"marks-{rank}")]
         self.marks[0].say("starting", "")
         self._code: int | None = None
         self._pid = os.fork()
         if not self._pid:
+            os.environ.update(variables or {})
             self._carry_out(do, folder)
 
     def _carry_out(self, do: Callable[[Marks], int], folder: Path) -> None:
@@ -51,12 +58,64 @@ class Forked:
             self._code = os.waitstatus_to_exitcode(status) if pid else None
         return self._code
 
+    def end(self) -> None:
+        """Ask it to end, and kill it if it does not."""
+        os.kill(self._pid, signal.SIGTERM)
+        patience = time.monotonic() + 2
+        while self.code() is None and time.monotonic() < patience:
+            time.sleep(0.005)
+        if self.code() is None:
+            self.kill(Random())
+
     def kill(self, _: Random) -> tuple[str, Marks]:
         """Kill it; what was killed, and its marks."""
         os.kill(self._pid, signal.SIGKILL)
         _, status = os.waitpid(self._pid, 0)
         self._code = os.waitstatus_to_exitcode(status)
         return "process", self.marks[0]
+
+
+class Ranks:
+    """Forked processes that train together: they find the variables that torchrun sets.
+
+    Args:
+        do: What each does; returns its exit code.
+        folder: Where marks and what they print go.
+        processes: How many.
+    """
+
+    def __init__(self, do: Callable[[Marks], int], folder: Path, processes: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+        self._ranks = [
+            Forked(do, folder, rank, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)
+        ]
+        self.marks = [rank.marks[0] for rank in self._ranks]
+
+    def code(self) -> int | None:
+        """The exit code, of the first that failed; None while all is well and one runs."""
+        codes = [rank.code() for rank in self._ranks]
+        failed = [code for code in codes if code]
+        if failed:
+            self._end()
+        return failed[0] if failed else None if None in codes else 0
+
+    def kill(self, draw: Random) -> tuple[str, Marks]:
+        """Kill all processes or, as often, one, after which the others are ended; what was killed, its marks."""
+        whole, struck = draw.random() < 0.5, draw.choice(self._ranks)
+        for rank in [struck, *self._ranks] if whole else [struck]:
+            if rank.code() is None:
+                rank.kill(draw)
+        self._end()
+        return "all processes" if whole else "one rank", struck.marks[0]
+
+    def _end(self) -> None:
+        # torchrun too ends the others, with SIGTERM; they may meanwhile have found out and be writing.
+        for rank in self._ranks:
+            if rank.code() is None:
+                rank.end()
 
 
 class Launched:

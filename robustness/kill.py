@@ -2,9 +2,10 @@
 
     python robustness/kill.py --kills 60 --json results/robustness/kill.json
 
-Three campaigns: `latephase compare` in one process, a plain loop with the core alone (examples/resume_loop.py), and
-`latephase train` in two processes under torchrun. Half of the kills come after a random time, half as soon as the
-process does a thing drawn at random (and a few milliseconds later), so that the short moments are struck too.
+The campaigns: `latephase compare` in one process (compare), a plain loop with the core alone, examples/resume_loop.py
+(loop), `latephase train` in two processes that train together, forked (ranks) and started by torchrun (torchrun, where
+an attempt takes ten times as long). All ranks are killed, or one. Half of the kills come after a random time, half as
+soon as the process does a thing drawn at random (and a few milliseconds later), so that short moments are struck too.
 """
 
 import argparse
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
-from attempts import Forked, Launched  # noqa: E402
+from attempts import Forked, Launched, Ranks  # noqa: E402
 from marks import Marks  # noqa: E402
 from same_files import differences  # noqa: E402
 
@@ -68,11 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the campaigns; the exit code is 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=60, help="at least so many in each campaign")
-    parser.add_argument("--campaigns", nargs="+", default=["compare", "loop", "torchrun"])
+    parser.add_argument("--campaigns", nargs="+", default=["compare", "loop", "ranks"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if {"compare", "loop"} & set(options.campaigns):
+    if set(options.campaigns) != {"torchrun"}:
         with tempfile.TemporaryDirectory() as folder:
             warm_up(Path(folder))
     rows = []
@@ -89,7 +90,7 @@ def run_campaign(name: str, kills: int, seed: int = 0) -> dict[str, Any]:
     """Kill one kind of run until enough kills have struck and the run is finished.
 
     Args:
-        name: `compare`, `loop` or `torchrun`.
+        name: `compare`, `loop`, `ranks` or `torchrun`.
         kills: At least so many.
         seed: Seed of the moments.
 
@@ -124,7 +125,7 @@ def run_campaign(name: str, kills: int, seed: int = 0) -> dict[str, Any]:
             wrong += ["a checkpoint was found damaged"] if found else []
         return {
             "campaign": name,
-            "processes": 2 if name == "torchrun" else 1,
+            "processes": 2 if name in ("ranks", "torchrun") else 1,
             "kills": len(struck),
             "runs": runs,
             "starts": starts,
@@ -165,22 +166,25 @@ def _attempt(
     return None, time.monotonic() - (ready or time.monotonic())
 
 
-def _start(name: str, folder: Path) -> Forked | Launched:
+def _start(name: str, folder: Path) -> Forked | Ranks | Launched:
     output = ["--output", str(folder / "run")]
-    if name == "torchrun":
-        arguments = ["train", "digits-noisy", "--method=late-phase+swa", *OPTIONS, *output]
-        return Launched(arguments, folder, 2)
     if name == "loop":
         return Forked(_loop(folder / "run"), folder)
-    arguments = ["compare", "digits-noisy", METHODS, *OPTIONS, "--workers=1", *output]
+    if name == "compare":
+        return Forked(_command(["compare", "digits-noisy", METHODS, *OPTIONS, "--workers=1", *output]), folder)
+    arguments = ["train", "digits-noisy", "--method=late-phase+swa", *OPTIONS, *output]
+    return Launched(arguments, folder, 2) if name == "torchrun" else Ranks(_command(arguments), folder, 2)
 
-    def compare(marks: Marks) -> int:
+
+def _command(arguments: list[str]) -> Callable[[Marks], int]:
+    def command(marks: Marks) -> int:
+        marks.say()
         marks.follow()
         from latephase.cli import main as command_line
 
         return command_line(arguments)
 
-    return Forked(compare, folder)
+    return command
 
 
 def _loop(output: Path) -> Callable[[Marks], int]:
