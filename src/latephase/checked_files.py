@@ -118,15 +118,16 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_archive(file: Path | BinaryIO, path: Path | str | None = None) -> None:
+def check_archive(file: Path | BinaryIO, path: Path | str | None = None, room: int = 0) -> None:
     """Check every entry of an archive that torch wrote against its CRC-32, which torch itself does not do.
 
-    Torch compresses nothing. So an entry that is compressed, or entries that are together longer than the file, were
+    Torch compresses no tensors. So an entry that is compressed, or entries that are together longer than the file, were
     not written by it, and are refused before any memory is spent on them.
 
     Args:
         file: The archive: its path, or the open file, which is left at its beginning.
         path: What the message calls it; None takes the path.
+        room: Bytes more than the file has that compressed entries may unpack to; 0 refuses them.
 
     Raises:
         DamagedFileError: It is no whole archive of torch's.
@@ -138,11 +139,13 @@ def check_archive(file: Path | BinaryIO, path: Path | str | None = None) -> None
             size = archive.fp.seek(0, io.SEEK_END) if archive.fp else 0
             entries = archive.infolist()
             names = {entry.filename for entry in entries}
-            stored = all(e.compress_type == zipfile.ZIP_STORED and e.compress_size == e.file_size for e in entries)
-            if not stored or len(names) < len(entries) or sum(entry.file_size for entry in entries) > size:
+            packed = [e for e in entries if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size]
+            claimed = sum(entry.file_size for entry in entries)
+            away = any(".." in name.split("/") or name.startswith("/") for name in names)
+            if (packed and not room) or away or len(names) < len(entries) or claimed > size + room:
                 raise DamagedFileError(
-                    f"{path} is not an archive as torch writes it: its entries are compressed, repeated or claim more "
-                    "than the file holds; it was not loaded"
+                    f"{path} is not an archive as torch writes it: entries are compressed, repeated, lead out of it or "
+                    "claim more than the file holds; it was not loaded"
                 )
             bad = archive.testzip()
     except DamagedFileError:

@@ -88,7 +88,9 @@ def _run(where: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"latephase: error: {' '.join(message.split())}\n")
+    # A terminal would obey what else is in a name, or in a damaged file that an error quotes.
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    sys.stderr.write(f"latephase: error: {plain}\n")
     return 2
 
 

@@ -204,7 +204,7 @@ def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_image_is_named_by_its_row(tmp_path: Path) -> None:
     values = [{"bytes": b"not an image", "path": None}]
     pq.write_table(pa.table({"img": values, "label": [0]}), tmp_path / "bad.parquet")
-    with pytest.raises(ExperimentError, match="cannot decode the image in row 0"):
+    with pytest.raises(ExperimentError, match="cannot read the image in row 0"):
         parquet_source.read(str(tmp_path / "bad.parquet"))
 
 

@@ -161,7 +161,7 @@ def test_a_run_folder_belongs_to_its_recipe(tmp_path: Path) -> None:
 def test_a_recipe_that_was_damaged_is_not_taken_for_another(tmp_path: Path) -> None:
     study(tmp_path / "run", seeds=1, methods="[base]")
     (tmp_path / "run" / "tiny" / "recipe.yaml").write_text("title: [")
-    with pytest.raises(ExperimentError, match=r"recipe\.yaml is not a resolved recipe"):
+    with pytest.raises(ExperimentError, match=r"recipe\.yaml is not valid YAML"):
         study(tmp_path / "run", seeds=1, methods="[base]")
 
 

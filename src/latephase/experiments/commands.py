@@ -15,6 +15,7 @@ from latephase.experiments.report.terminal import print_results
 from latephase.experiments.study import compare as compare_recipes
 from latephase.experiments.study import train as train_recipe
 
+_LONGEST = 200
 _DEMO = ("digits-noisy", "digits-clean")
 
 
@@ -142,9 +143,16 @@ def setting_name(recipe: str, scale: float | None) -> str:
         scale: The factor on its epochs, if there is one.
 
     Returns:
-        The name.
+        The name, which is also that of a folder.
+
+    Raises:
+        ExperimentError: If no folder can have it.
     """
     name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+    if not name.strip(".") or not name.isprintable() or len(name.encode()) > _LONGEST:
+        raise ExperimentError(
+            f"recipe {ascii(recipe)[:80]}: its folder could not be named {ascii(name)[:80]}; rename it"
+        )
     return name if scale is None else f"{name}-x{scale:g}"
 
 

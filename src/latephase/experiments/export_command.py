@@ -52,6 +52,9 @@ def main(arguments: list[str]) -> int:
     # The packages of the format first: bringing the run back may take long.
     chosen.load()
     made = hand_over(load_subject(run), options.what, options.batch, options.length)
+    sidecar = path.with_name(f"{path.name}.json")
+    # Of a file that was removed: at no time may it stand beside another.
+    sidecar.unlink(missing_ok=True)
     written = write(made.model, made.example, path, chosen.name, check=made.check, dynamic=made.dynamic)
     facts = {
         "command": shlex.join(["latephase", "export", *arguments]),
@@ -61,7 +64,6 @@ def main(arguments: list[str]) -> int:
         "verification": made.verification.to_dict() if made.verification else None,
         "source": asdict(made.source),
     }
-    sidecar = path.with_name(f"{path.name}.json")
     write_text(sidecar, json.dumps(facts, indent=1) + "\n")
     _print(console, made, chosen, str(written), sidecar)
     return 0

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError, unknown
+from latephase.experiments.recipe_file import read_yaml, sealed
 from latephase.experiments.schedule import SCHEDULES
 
 # What a recipe may change without changing the numbers of any one run.
@@ -72,9 +73,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         resolved = parser.parse_args(list(overrides), namespace=chosen)
     except ArgumentError as error:
-        raise _readable(error, "") from error
+        raise _readable(error, "" if overrides else f"recipe {name}: ") from error
     recipe = recipe_from_dict(resolved.as_dict())
-    _check(recipe)
+    try:
+        _check(recipe)
+    except (ExperimentError, TypeError) as error:
+        # A null where a number belongs; with options it may be theirs, and the message names the key.
+        where = "" if overrides and isinstance(error, ExperimentError) else f"recipe {name}: "
+        raise ExperimentError(f"{where}{error}") from error
     return recipe
 
 
@@ -142,6 +148,37 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, width=100)
 
 
+def to_file(recipe: Recipe) -> str:
+    """Write a recipe as a run folder holds it; see `to_yaml`.
+
+    Args:
+        recipe: A resolved recipe.
+
+    Returns:
+        The YAML, with its checksum in a comment before it, which `load_recipe` and `read_resolved` check.
+    """
+    return sealed(to_yaml(recipe))
+
+
+def read_resolved(path: Path) -> Recipe:
+    """Read what `to_file` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ExperimentError: If it cannot be read, is damaged, or is not a resolved recipe.
+    """
+    values = read_yaml(path, str(path))
+    try:
+        return recipe_from_dict(values)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ExperimentError(f"{path} is not a resolved recipe; choose another --output") from error
+
+
 @lru_cache(maxsize=1)
 def _parser() -> ArgumentParser:
     """Made once: it takes longer than reading a recipe, and nothing of a recipe stays in it."""
@@ -169,23 +206,12 @@ def _is_file(name: str) -> bool:
 
 
 def _read(name: str) -> dict[str, Any]:
-    try:
-        if _is_file(name):
-            text = Path(name).read_text(encoding="utf-8")
-        elif name in recipe_names():
-            path = resources.files("latephase.experiments") / "recipes" / f"{name}.yaml"
-            text = path.read_text(encoding="utf-8")
-        else:
-            raise unknown("recipe", name, recipe_names())
-        values = yaml.safe_load(text) or {}
-    except OSError as error:
-        raise ExperimentError(f"cannot read recipe {name}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ExperimentError(f"recipe {name} is not valid YAML: {where}") from error
-    if not isinstance(values, dict):
-        raise ExperimentError(f"recipe {name} must map keys to values, not be {type(values).__name__}")
-    return values
+    if _is_file(name):
+        return read_yaml(Path(name), name)
+    if name not in recipe_names():
+        raise unknown("recipe", name, recipe_names())
+    with resources.as_file(resources.files("latephase.experiments") / "recipes" / f"{name}.yaml") as path:
+        return read_yaml(path, name)
 
 
 def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

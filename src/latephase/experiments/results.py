@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from latephase.experiments.checkpoints import write_text
+from latephase.experiments.checksums import damaged
 from latephase.experiments.config import Recipe
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError
+from latephase.experiments.json_file import read_json, write_json
 from latephase.experiments.methods import METHODS, label_of, parse_method, summary_of
 from latephase.experiments.metrics_file import read_records
 from latephase.experiments.origin import commit, versions
@@ -96,7 +96,24 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     Raises:
         ExperimentError: If it cannot be written.
     """
-    write_text(path, json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read the result.json of a run.
+
+    Args:
+        path: The file; where SHA256SUMS stands beside it, it must be as that says.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ExperimentError: If it cannot be read, or is not what was written.
+    """
+    if path.is_file() and path in damaged(path.parent):
+        raise ExperimentError(f"{path} is not what was written; run the command again, which makes it again")
+    return read_json(path, "remove it to evaluate that run again")
 
 
 def _gather_setting(setting: Setting) -> dict[str, Any]:
@@ -226,12 +243,13 @@ def _curve(setting: Setting, method: str) -> dict[str, list[float]]:
         legs = [leg for leg in setting.legs if leg.seed == seed]
         own = next(leg for leg in legs if leg.outputs and leg.training == training)
         # A training that was once alone, or forked earlier, has records of its own for what is shared now.
-        records = [r for r in read_records(own.folder / "metrics.jsonl") if r["step"] > own.begin]
+        records = [r for r in read_records(own.folder / "metrics.jsonl", own.until) if r["step"] > own.begin]
         if own.after is not None:
             shared = next(leg for leg in legs if not leg.outputs)
             records = [r for r in read_records(shared.folder / "metrics.jsonl") if r["step"] <= own.begin] + records
-        curves.append([record for record in records if setting.metrics[0] in record])
-    columns = list(zip(*curves, strict=True))
+        curves.append({record["epoch"]: record for record in records if setting.metrics[0] in record})
+    # What a damaged file has lost of one seed is left out of the mean.
+    columns = [[curve[epoch] for curve in curves] for epoch in curves[0] if all(epoch in curve for curve in curves)]
     return {
         "epoch": [column[0]["epoch"] for column in columns],
         **{
@@ -246,12 +264,7 @@ def _leg(setting: Setting, method: str, seed: int) -> Leg:
 
 
 def _run(setting: Setting, method: str, seed: int) -> dict[str, Any]:
-    path = dict(_leg(setting, method, seed).outputs)[method] / "result.json"
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ExperimentError(f"cannot read {path}: {error}; remove it to evaluate that run again") from error
-    return result
+    return read_result(dict(_leg(setting, method, seed).outputs)[method] / "result.json")
 
 
 def _add(parts: Any) -> dict[str, list[float]]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from latephase.experiments.checkpoints import write_text
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError
-from latephase.experiments.recipe import identity, recipe_from_dict, to_yaml
+from latephase.experiments.recipe import identity, read_resolved, to_file
 from latephase.whole_files import remove_leftovers
 
 
@@ -33,18 +31,15 @@ def claim(folder: Path, recipe: Recipe, run: tuple[str, ...] = ()) -> bool:
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ExperimentError(f"{folder} is not empty and holds no recipe.yaml; choose another --output")
-        write_text(path, to_yaml(recipe))
+        write_text(path, to_file(recipe))
         return False
-    try:
-        there = recipe_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ExperimentError(f"{path} is not a resolved recipe; choose another --output") from error
+    there = read_resolved(path)
     differs = difference(_fields(there, run), _fields(recipe, run))
     if differs is not None:
         raise ExperimentError(
             f"{folder} is the run folder of another recipe ({differs}); choose another --output or remove it"
         )
-    write_text(path, to_yaml(recipe))
+    write_text(path, to_file(recipe))
     return True
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from latephase.checked_files import check_archive
 from latephase.export.program import trace
 
 
@@ -24,5 +25,6 @@ def write(model: nn.Module, args: tuple[Any, ...], path: Path, dynamic: Any) -> 
 
 def read(path: Path, model: nn.Module) -> Callable[..., Any]:
     """See `Format.read`."""
+    check_archive(path)
     compiled: Callable[..., Any] = torch._inductor.aoti_load_package(str(path))
     return compiled

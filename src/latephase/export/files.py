@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from latephase.export.formats import format_of
 from latephase.export.outputs import Agreement, tensors_of
 from latephase.export.program import batch_is_dynamic
 from latephase.stage import evaluating
+from latephase.whole_files import flush, put_in_place
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Written:
         bytes: Its size, with a second file of weights if it has one.
         outputs: The model's outputs against those of the file, read back.
         note: What else there is to know about it; may be empty.
+        sha256: Of the file, 64 hexadecimal digits; not of a second file of weights.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Written:
     bytes: int
     outputs: Agreement
     note: str
+    sha256: str
 
     @property
     def summary(self) -> str:
@@ -118,9 +121,13 @@ def write(
             raise LatePhaseError(_refusal(format, model, error)) from error
         outputs = Agreement.of(expected, chosen.read(beside, model)(*inputs))
         size = sum(file.stat().st_size for file in Path(made).iterdir())
-        for file in Path(made).iterdir():
-            shutil.move(file, path.with_name(file.name))
-    return Written(path, format, size, outputs, note)
+        # A second file of weights first: without the graph it is nothing.
+        for file in sorted(Path(made).iterdir(), key=lambda file: file == beside):
+            flush(file)
+            put_in_place(file, path.with_name(file.name))
+    with open(path, "rb") as whole:
+        checksum = hashlib.file_digest(whole, "sha256").hexdigest()
+    return Written(path, format, size, outputs, note, checksum)
 
 
 def _refusal(name: str, model: nn.Module, error: Exception) -> str:

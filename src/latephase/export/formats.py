@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from latephase.errors import LatePhaseValueError
+from latephase.errors import LatePhaseError, LatePhaseValueError
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,21 @@ class Format:
 
         Returns:
             What predicts with the file's content: takes the model's inputs and returns its outputs, or their tensors.
+
+        Raises:
+            LatePhaseError: The file is damaged, or of another kind.
+            ModuleNotFoundError: A package of the extra `export` is not installed.
         """
-        reader: Callable[..., Any] = self._module().read(path, model)
+        module = self._module()
+        try:
+            reader: Callable[..., Any] = module.read(path, model)
+        except LatePhaseError:
+            raise
+        except Exception as error:  # each format's own reader complains in its own way, of damage in many
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise LatePhaseError(
+                f"{path} cannot be read as {self.name}: it is damaged or no such file ({reason}); export it again"
+            ) from error
         return reader
 
     def _module(self) -> Any:

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
+from latephase.checked_files import check_archive
 from latephase.export.ensemble import Ensemble
 
 
@@ -113,5 +114,6 @@ def write(model: nn.Module, args: tuple[Any, ...], path: Path, dynamic: Any) -> 
 
 def read(path: Path, model: nn.Module) -> Callable[..., Any]:
     """See `Format.read`."""
+    check_archive(path)
     module: Callable[..., Any] = torch.export.load(path).module()
     return module

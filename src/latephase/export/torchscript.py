@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from latephase.checked_files import check_archive
 from latephase.errors import LatePhaseValueError
+
+# Bytes that the code in a file may have, which is compressed.
+_CODE = 2**26
 
 
 def write(model: nn.Module, args: tuple[Any, ...], path: Path, dynamic: Any) -> str:
@@ -42,6 +46,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...]) -> Any:
 
 def read(path: Path, model: nn.Module) -> Callable[..., Any]:
     """See `Format.read`."""
+    check_archive(path, room=_CODE)
     with _deprecated():
         module: Callable[..., Any] = torch.jit.load(str(path))
     return module

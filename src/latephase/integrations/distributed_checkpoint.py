@@ -87,9 +87,10 @@ class PhaseState(Stateful):
         stated = state_dict.get(_DIGEST)
         state_dict = {key: value for key, value in state_dict.items() if key != _DIGEST}
         if stated is not None and digest(tree_map(_whole, state_dict)) != stated:
+            where = getattr(self.reader, "path", "the checkpoint")
             raise DamagedFileError(
-                f"PhaseState: what the checkpoint holds under {self.key!r} is not what was saved; a file of it is "
-                "damaged, so resume from another checkpoint"
+                f"PhaseState: what {where} holds under {self.key!r} is not what was saved; a file of it is damaged, "
+                "so resume from another checkpoint"
             )
         self.late.load_state_dict(_complete(state_dict, self.late.members))
 

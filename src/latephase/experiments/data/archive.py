@@ -7,6 +7,7 @@ import lzma
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from latephase.experiments.data.encoded import SUFFIXES, Encoded, InArchive, InMemory
 from latephase.experiments.errors import ExperimentError
@@ -14,6 +15,25 @@ from latephase.experiments.errors import ExperimentError
 _ENDINGS = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 # What of a compressed archive is kept in memory at most: there is no reading it from the middle.
 _LIMIT = 4 * 2**30
+_LONGEST_NAME = 2**20
+_NAMES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; one of a long name is read into memory whole, however long it claims to be."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _NAMES and header.size > _LONGEST_NAME:
+            raise tarfile.ReadError(f"a name in it claims to be {header.size:,} bytes long")
+        return header
 
 
 def archive_in(path: str) -> tuple[Path, PurePosixPath] | None:
@@ -52,11 +72,16 @@ def list_archive(archive: Path, folder: PurePosixPath) -> list[tuple[str, Encode
         raise ExperimentError(f"there is no data archive {archive}")
     found: list[tuple[str, str, Encoded]] = []
     tops: set[str] = set()
-    held = 0
+    passed = 0
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_Header) as tar:
             compressed = not isinstance(tar.fileobj, io.BufferedReader)
             for member in tar:
+                passed += member.size
+                if compressed and passed > _LIMIT:
+                    raise ExperimentError(
+                        f"{archive} unpacks to more than {_LIMIT // 2**30} GiB; pack it as a plain .tar"
+                    )
                 name = PurePosixPath(member.name)
                 if not member.isreg() or member.issparse() or name.suffix.lower() not in SUFFIXES:
                     continue
@@ -67,12 +92,6 @@ def list_archive(archive: Path, folder: PurePosixPath) -> list[tuple[str, Encode
                     continue
                 image: Encoded = InArchive(str(archive), member.name, member.offset_data, member.size)
                 if compressed:
-                    held += member.size
-                    if held > _LIMIT:
-                        raise ExperimentError(
-                            f"{archive} holds more than {_LIMIT // 2**30} GiB of images and is compressed, so that "
-                            "it would have to be kept in memory; unpack it, or pack it as a plain .tar"
-                        )
                     file = tar.extractfile(member)
                     assert file is not None
                     image = InMemory(f"{archive}/{member.name}", file.read())

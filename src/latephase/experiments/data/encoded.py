@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from latephase.experiments.errors import ExperimentError
 
+# An image of more pixels is refused by its header; Pillow itself only warns, up to twice as many.
+_MOST_PIXELS = 2**26
 BILINEAR = Image.Resampling.BILINEAR
 #: What the name of an image file ends with.
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -144,7 +147,12 @@ def centre_crop(image: Image.Image, size: int, resize: int | None = None) -> Ima
 @contextmanager
 def _opened(image: Encoded) -> Iterator[Image.Image]:
     try:
-        with Image.open(io.BytesIO(image.read())) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(image.read()))
+        with opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise ValueError(f"its header claims {opened.width} x {opened.height} pixels, over {_MOST_PIXELS:,}")
             yield opened
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of damage the decoders complain in many ways, SyntaxError and struct.error among them
         raise ExperimentError(f"cannot read the image {image.name}: {error}") from error

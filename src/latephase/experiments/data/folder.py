@@ -90,7 +90,7 @@ def list_folder(path: str) -> Labelled:
         (name, OnDisk(str(file)))
         for name in sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in SUFFIXES and file.is_file()  # and no pipe or device
     ]
     if not files:
         raise ExperimentError(f"{path} holds no images; it must hold one folder for each class")

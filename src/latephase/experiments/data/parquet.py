@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from latephase.experiments.config import Data
+from latephase.experiments.data.encoded import InMemory, decode
 from latephase.experiments.data.images import Images, stack_images
 from latephase.experiments.errors import ExperimentError
+
+# Bytes that a file may unpack to; all of it is kept in memory.
+_LIMIT = 16 * 2**30
 
 
 def load(data: Data) -> tuple[Images, Images | None]:
@@ -55,6 +57,7 @@ def read(path: str, classes: tuple[str, ...] | None = None) -> Images:
     if not Path(path).is_file():
         raise ExperimentError(f"there is no data file {path}")
     try:
+        check_size(path)
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
@@ -88,16 +91,33 @@ def _bytes_of(table: pa.Table, column: str) -> list[bytes | None]:
 def _decode(raw: bytes | None, path: str, row: int) -> np.ndarray:
     if raw is None:
         raise ExperimentError(f"{path} holds no bytes for the image in row {row}")
-    try:
-        return np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ExperimentError(f"cannot decode the image in row {row} of {path}: {error}") from error
+    return np.asarray(decode(InMemory(f"in row {row} of {path}", raw)))
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
-    feature = json.loads(metadata).get("info", {}).get("features", {}).get(label, {})
-    names = feature.get("names")
-    return tuple(names) if names else None
+    try:
+        names = json.loads(metadata)["info"]["features"][label]["names"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+def check_size(path: str) -> None:
+    """Refuse a file that unpacks to more than fits, by what it says of itself.
+
+    Args:
+        path: The parquet file.
+
+    Raises:
+        ExperimentError: If it claims too much.
+        OSError: If it cannot be read; pyarrow's own errors too.
+    """
+    metadata = pq.read_metadata(path)
+    claimed = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if claimed > _LIMIT or metadata.num_rows > _LIMIT:
+        raise ExperimentError(
+            f"{path} claims to unpack to {claimed:,} bytes in {metadata.num_rows:,} rows, over {_LIMIT:,}; split it"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from latephase.experiments.checkpoints import write_text
 from latephase.experiments.command_line import help_is_asked, option_parser, parse_known
 from latephase.experiments.device import describe_device, pick_device
 from latephase.experiments.errors import ExperimentError, unknown
 from latephase.experiments.evaluate.measure import measure, steps_of
 from latephase.experiments.evaluate.options import Options, add_options, options_from
 from latephase.experiments.evaluate.target import Group, Run, find_runs
+from latephase.experiments.json_file import write_json
 from latephase.experiments.origin import commit, versions
 from latephase.experiments.recipe import load_recipe, recipe_from_dict, recipe_parser
 
@@ -55,7 +54,7 @@ def evaluate(arguments: list[str]) -> int:
         settings = [measure(group, options, bar.advance) for group in groups]
     device = describe_device(pick_device(groups[0].runs[0].recipe.compute.device))
     results = _results(settings, options, str(parsed.target), command, device, time.perf_counter() - begun)
-    write_text(folder / "evaluation.json", json.dumps(results) + "\n")
+    write_json(folder / "evaluation.json", results)
     from latephase.experiments.evaluate.page import write_report  # matplotlib takes its time to import
     from latephase.experiments.evaluate.terminal import print_evaluation
 

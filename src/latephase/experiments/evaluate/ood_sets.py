@@ -150,7 +150,7 @@ def _fitted(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise ExperimentError(
             f"--ood {folder} holds no images; it takes files such as .png and .jpeg, in folders or not"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from latephase.experiments.evaluate.page_landscape import add_landscape
 from latephase.experiments.evaluate.page_ood import add_ood
 from latephase.experiments.evaluate.page_predictions import add_members, add_predictions, score
 from latephase.experiments.evaluate.seeds import Methods, capital, mean_text
+from latephase.experiments.json_file import read_json
 from latephase.experiments.report.document import Document, Listing, Part, Section, Source, Table, Text
 from latephase.experiments.report.files import write_document
 from latephase.experiments.report.frame import slug
@@ -31,7 +31,7 @@ def write_report(results: Path, page: Path) -> None:
     Raises:
         ExperimentError: If a file cannot be written.
     """
-    write_document(report(json.loads(results.read_text(encoding="utf-8"))), page)
+    write_document(report(read_json(results, "run the command again")), page)
 
 
 def report(results: dict[str, Any]) -> Document:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import latephase
@@ -27,6 +25,7 @@ from latephase.experiments.predictor import Predictor
 from latephase.experiments.tasks import load_data
 from latephase.experiments.text import Corpus
 from latephase.experiments.trajectory import Trajectory
+from latephase.experiments.weights_file import read_weights
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,7 @@ def _load_checkpoint(trajectory: Trajectory, run: Run, reading: str | None) -> N
 
 
 def _load_weights(model: nn.Module, path: Path, classes: int) -> None:
-    try:
-        state = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ExperimentError(f"cannot read {path} as safetensors; it may be truncated ({reason})") from error
+    state = read_weights(path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
 from latephase.experiments.errors import ExperimentError, unknown
+from latephase.experiments.weights_file import read_weights
 
 
 def load_weights(model: nn.Module, path: str) -> None:
@@ -26,10 +25,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     """
     if not Path(path).is_file():
         raise ExperimentError(f"there is no file {path} of model.weights")
-    try:
-        there = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ExperimentError(f"cannot read model.weights = {path} as safetensors ({error})") from error
+    there = read_weights(Path(path), "model.weights = ")
     own = model.state_dict()
     head = [f"{last_linear(model)}.{part}" for part in ("weight", "bias")]
     # Another number of classes: rows of the weight and of the bias, the same inputs.

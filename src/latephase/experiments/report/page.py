@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from latephase.experiments.json_file import read_json
 from latephase.experiments.report.document import (
     Block,
     Document,
@@ -67,7 +67,7 @@ def write_report(results: Path, page: Path) -> None:
     Raises:
         ExperimentError: If a file cannot be written.
     """
-    write_document(report(json.loads(results.read_text(encoding="utf-8"))), page)
+    write_document(report(read_json(results, "run the command again")), page)
 
 
 def render(results: dict[str, Any]) -> str:

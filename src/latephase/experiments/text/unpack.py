@@ -22,6 +22,7 @@ LIMIT = 2 * 10**9
 _XZ, _ZIP = b"\xfd7zXZ\x00", b"PK\x03\x04"
 _OTHERS = {b"\x1f\x8b": "gzip", b"BZh91A": "bzip2", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf": "7-Zip"}
 _CHUNK = 2**20
+_MEMORY = 2**28
 
 
 def cache_folder() -> Path:
@@ -83,7 +84,7 @@ def _is_whole(text: Path, record: Path) -> bool:
         stated = json.loads(record.read_text(encoding="utf-8"))
         with open(text, "rb") as file:
             return {"size": text.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()} == stated
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -111,15 +112,42 @@ def _unpacked(path: Path, begin: bytes, limit: int) -> Iterator[bytes]:
     except ExperimentError:
         raise
     # RuntimeError is what zipfile raises for a password, and NotImplementedError, one of them, for an unknown method.
-    except (lzma.LZMAError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (lzma.LZMAError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError) as error:
         raise ExperimentError(f"cannot unpack {path}; it may be truncated ({error})") from error
 
 
+class _Xz:
+    """What an .xz file unpacks to; the strongest preset needs 65 MB of memory, and a header may ask for gigabytes."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY)
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if self._unpacker.eof:
+                # Streams may follow one another, padded with zeros.
+                rest = self._unpacker.unused_data.lstrip(b"\0")
+                while not rest and (more := self._packed.read(_CHUNK)):
+                    rest = more.lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY)
+            elif self._unpacker.needs_input:
+                rest = self._packed.read(_CHUNK)
+                if not rest:
+                    raise EOFError("it ends before its text does")
+            else:
+                rest = b""
+            if text := self._unpacker.decompress(rest, size):
+                return text
+
+
 @contextmanager
-def _opened(path: Path, begin: bytes, limit: int, too_much: ExperimentError) -> Iterator[BinaryIO | lzma.LZMAFile]:
+def _opened(path: Path, begin: bytes, limit: int, too_much: ExperimentError) -> Iterator[BinaryIO | _Xz]:
     if begin.startswith(_XZ):
-        with lzma.open(path, "rb") as file:
-            yield file
+        with open(path, "rb") as packed:
+            yield _Xz(packed)
         return
     with zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
