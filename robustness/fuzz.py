@@ -65,8 +65,8 @@ def explore(number: int, examples: int, steps: int, shrink: bool = True) -> tupl
 
 
 def explore_all(options: argparse.Namespace) -> tuple[Tally, list[str]]:
-    """All parts, over processes."""
-    total, failures = Tally(), []
+    """All parts, over processes; what has been found is saved after each."""
+    total, failures, begun = Tally(), [], time.perf_counter()
     parts = range(options.seed, options.seed + -(-options.examples // options.chunk))
     with ProcessPoolExecutor(options.processes) as pool:
         runs = [pool.submit(explore, number, options.chunk, options.steps) for number in parts]
@@ -77,6 +77,8 @@ def explore_all(options: argparse.Namespace) -> tuple[Tally, list[str]]:
                 failures.append(failure)
                 print(failure, flush=True)
             print(f"{total.examples:6d} programs, {len(failures)} failures", flush=True)
+            figures = total.figures() | {"seconds": round(time.perf_counter() - begun), "failures": failures}
+            save(options.json, options, figures, "figures")
     return total, failures
 
 
@@ -92,20 +94,17 @@ def main() -> int:
     """Run, print, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--examples", type=int, default=20000, help="random programs")
-    parser.add_argument("--steps", type=int, default=10, help="calls in a program, at most")
+    parser.add_argument("--steps", type=int, default=8, help="calls in a program, at most")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first part")
-    parser.add_argument("--chunk", type=int, default=500, help="programs that share a seed")
+    parser.add_argument("--chunk", type=int, default=250, help="programs that share a seed")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", default="results/robustness/fuzz.json", help="file for the figures")
     options = parser.parse_args()
     print(f"seeds {options.seed} to {options.seed + -(-options.examples // options.chunk) - 1}")
-    begun = time.perf_counter()
-    tally, failures = explore_all(options)
-    figures = tally.figures() | {"seconds": round(time.perf_counter() - begun), "failures": failures}
-    show({name: value for name, value in figures.items() if name != "failures"})
-    print(f"failures: {len(failures)}")
     Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-    save(options.json, options, figures, "figures")
+    tally, failures = explore_all(options)
+    show(tally.figures())
+    print(f"failures: {len(failures)}")
     return bool(failures)
 
 

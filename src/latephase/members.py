@@ -293,9 +293,9 @@ class Members:
         for name, stack in zip(self.names, self.stacks, strict=True):
             if stack.is_floating_point() and (members := culprits(stack, averages[name])):
                 raise LatePhaseError(
-                    f"collapse(): {name!r} is NaN or infinite in member{'s' * (len(members) > 1)} "
-                    f"{', '.join(map(str, members))} of {self.count}, and so would be the average; nothing was changed. "
-                    "Resume from a state saved before that (late.load_state_dict), with a smaller learning rate"
+                    f"collapse(): {name!r} is NaN or infinite in member(s) "
+                    f"{', '.join(map(str, members))} of {self.count}, and so would the average be; nothing was "
+                    "changed. Resume from a state saved before that (late.load_state_dict), with a smaller learning rate"
                 )
 
     def _averages(self) -> list[Tensor]:

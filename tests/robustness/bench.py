@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import latephase
 from latephase import LatePhaseError
 from laws import Values, difference, every_member, hooks, optimizer_values, slow_average, tensors, tolerance
 from random_models import Architecture, loss
@@ -21,7 +20,7 @@ from tally import Tally
 AVERAGE = -1
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     """Raised by the user's own code in the middle of something."""
 
 
@@ -39,7 +38,7 @@ class Bench:
         self.pins: list[tuple[int, Any]] = []
         self.stepped: set[int] = set()
         self.graded: int | None = None
-        self.resumed = False
+        self.resumed = self.stale = False
         self.batches = itertools.count()
         self.families = settings.families
         self.dtype = architecture.dtype
@@ -120,7 +119,7 @@ class Bench:
 
     def forward(self, size: int = 4, fails: bool = False, backward: bool = True) -> None:
         """A forward pass, with or without its backward, of model and reference."""
-        if self.stepped:
+        if self.stepped or (self.stale and backward):
             self.lose()
         x, y = self.batch(size)
         for model in (self.model, self.current()):
@@ -129,7 +128,7 @@ class Bench:
             try:
                 with interrupting(model) if fails else nullcontext():
                     outputs = model(x)
-            except (Interrupted, ValueError):
+            except (InterruptionError, ValueError):
                 continue
             result = loss(outputs, y)
             if backward and result.requires_grad:
@@ -144,6 +143,7 @@ class Bench:
         """Of all optimizers, and of the reference."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
+        self.stale = False
         if self.shadow is not None:
             self.shadow.zero_grad()
 
@@ -165,8 +165,8 @@ class Bench:
             self.refused(lambda: self.optimizers[index].step())
             self.zero_grad()
             return
-        if index in self.stepped:
-            self.lose()  # before the start nothing keeps one of several optimizers from stepping alone
+        if index in self.stepped or (self.stale and present):
+            self.lose()  # one of several optimizers alone, before the start; gradients that have had their step
         if present:
             self.graded = None
         if self.shadow is not None:
@@ -175,6 +175,7 @@ class Bench:
         self.resumed = False
         self.stepped.add(index)
         if len(self.stepped) == len(self.optimizers):
+            self.stale = True
             self.stepped.clear()
             if self.shadow is not None:
                 self.shadow.turn()
@@ -290,7 +291,7 @@ def interrupting(model: nn.Module) -> Iterator[None]:
     """The model's last layer raises, after all others have run."""
 
     def interrupt(*_: Any) -> None:
-        raise Interrupted
+        raise InterruptionError
 
     handle = model.get_submodule("head").register_forward_pre_hook(interrupt)
     try:
