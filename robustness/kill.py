@@ -11,6 +11,7 @@ soon as the process does a thing drawn at random (and a few milliseconds later),
 import argparse
 import collections
 import contextlib
+import functools
 import importlib.util
 import io
 import random
@@ -74,8 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if set(options.campaigns) != {"torchrun"}:
-        with tempfile.TemporaryDirectory() as folder:
-            warm_up(Path(folder))
+        warm_up()
     rows = []
     for name in options.campaigns:
         rows.append(run_campaign(name, options.kills, options.seed))
@@ -213,18 +213,15 @@ def _example() -> Any:
     return sys.modules["resume_loop"]
 
 
-def warm_up(folder: Path) -> None:
-    """Import and look up once what every forked process would: much of torch is imported by the first step.
-
-    Args:
-        folder: An empty one.
-    """
+@functools.cache
+def warm_up() -> None:
+    """Import and look up once what every forked process would: much of torch is imported by the first step."""
     from latephase.cli import main as command_line
 
     torch.set_num_threads(1)  # a process with one thread can be forked
-    with contextlib.redirect_stdout(io.StringIO()):
-        _example().train(folder / "loop")
-        command_line(["compare", "digits-noisy", METHODS, *OPTIONS, "--workers=1", "--output", str(folder / "run")])
+    with tempfile.TemporaryDirectory() as made, contextlib.redirect_stdout(io.StringIO()):
+        _example().train(Path(made) / "loop")
+        command_line(["compare", "digits-noisy", METHODS, *OPTIONS, "--workers=1", "--output", f"{made}/run"])
 
 
 def print_row(row: dict[str, Any]) -> None:

@@ -142,7 +142,6 @@ SLOW = pytest.mark.slow
     ("situation", "all_moments"),
     [
         (two, False),
-        (damaged, False),
         *(pytest.param(start, True, marks=SLOW) for start in (nothing, one, two, damaged)),
     ],
 )
