@@ -57,6 +57,7 @@ NAMES: dict[str, tuple[tuple[str, str], dict[str, str]]] = {
         NUMPY,
         {
             "generated/numpy.ndarray": "numpy.ndarray np.ndarray",
+            "generated/numpy.dtype": "numpy.dtype",
             "typing": "numpy.typing.ArrayLike numpy.typing.NDArray ArrayLike NDArray",
             "arrays.scalars": "numpy.float64 numpy.floating np.float64 numpy.int64 numpy.integer np.integer",
             "random/generator": "numpy.random.Generator np.random.Generator numpy.random._generator.Generator",

@@ -14,8 +14,11 @@ _INLINE = re.compile(r"\\\((.+?)\\\)", re.DOTALL)
 
 
 def drawn(formula: str, block: bool) -> str:
-    r"""A formula in MathML; `\Big` and the like go, since its brackets grow by themselves."""
-    made: str = latex2mathml.tex2mathml(re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", formula), as_block=block)
+    r"""A formula in MathML. `\Big` and the like go, since its brackets grow by themselves; rows are aligned."""
+    formula = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", formula).replace(r"\dots", r"\ldots")
+    if r"\\" in formula:
+        formula = rf"\begin{{aligned}}{formula}\end{{aligned}}"
+    made: str = latex2mathml.tex2mathml(formula, as_block=block)
     return made
 
 

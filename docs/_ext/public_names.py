@@ -18,6 +18,9 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.logging import getLogger
+
+logger = getLogger(__name__)
 
 MODULES = (
     "latephase",
@@ -175,6 +178,16 @@ def _words(name: str, thing: Any) -> list[str]:
     return []
 
 
+def _check(app: Sphinx, error: Exception | None) -> None:
+    """Nothing public is missing from the site."""
+    if error is None:
+        objects = app.env.domains.python_domain.objects
+        for module, names in documented().items():
+            for name in names:
+                if f"{module}.{name}" not in objects:
+                    logger.warning("%s.%s is public and has no entry in the reference", module, name)
+
+
 def _bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """|x| is a modulus, not a substitution of reStructuredText."""
     example = False
@@ -188,6 +201,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Hook into the build."""
     documented()
     complete_types()
+    app.connect("build-finished", _check)
     app.connect("autodoc-process-docstring", _bars, priority=400)  # before napoleon
     app.add_directive("public", Public)
     app.connect("missing-reference", _resolve, priority=400)  # before intersphinx

@@ -125,6 +125,15 @@ def compare_average(
     Raises:
         LatePhaseError: Before `start()` or after `collapse()`.
         LatePhaseValueError: No samples, or labels that do not fit the model's classes.
+
+    Example:
+        >>> import torch, latephase
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        >>> late = latephase.LatePhase(model, members=3)
+        >>> late.start()
+        >>> batches = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+        >>> compare_average(late, batches).agreement
+        1.0
     """
     comparison = MemberComparison()
     for x, y in batches:

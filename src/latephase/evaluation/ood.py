@@ -83,6 +83,11 @@ def collect_uncertainties(predict: Callable[[Tensor], Tensor], batches: Iterable
 
     Raises:
         LatePhaseValueError: No samples, or an output that holds no logits.
+
+    Example:
+        >>> found = collect_uncertainties(torch.nn.Linear(3, 4), [torch.randn(8, 3), torch.randn(2, 3)])
+        >>> sorted(found), tuple(found["entropy"].shape)
+        (['energy', 'entropy', 'max_probability'], (10,))
     """
     parts: dict[str, list[Tensor]] = {}
     for batch in batches:
@@ -172,6 +177,11 @@ def detect_all(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> d
 
     Raises:
         LatePhaseValueError: Names that differ, or what `detect` refuses.
+
+    Example:
+        >>> scores = {"entropy": torch.tensor([0.1, 0.2])}
+        >>> detect_all(scores, {"entropy": torch.tensor([0.3, 0.4])})["entropy"].auroc
+        1.0
     """
     if set(inside) != set(outside):
         raise LatePhaseValueError(

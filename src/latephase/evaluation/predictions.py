@@ -28,6 +28,15 @@ def in_use(model: nn.Module) -> Iterator[nn.Module]:
 
     Yields:
         The model.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Dropout()
+        >>> with in_use(model) as used:
+        ...     used.training
+        False
+        >>> model.training
+        True
     """
     training = model.training
     with evaluating(model), torch.no_grad():
@@ -54,6 +63,13 @@ def evaluate_model(
 
     Raises:
         LatePhaseValueError: No samples, or labels that do not fit the model's classes.
+
+    Example:
+        >>> import torch, latephase
+        >>> model = torch.nn.Linear(3, 2)
+        >>> batches = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+        >>> sorted(evaluate_model(model, batches).compute())
+        ['accuracy', 'brier', 'ece', 'nll']
     """
     metrics = Metrics()
     with in_use(model):
@@ -87,6 +103,16 @@ def evaluate_members(
     Raises:
         LatePhaseError: Before `start()` or after `collapse()`.
         LatePhaseValueError: No samples, or labels that do not fit the model's classes.
+
+    Example:
+        >>> import torch, latephase
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        >>> late = latephase.LatePhase(model, members=3)
+        >>> late.start()
+        >>> batches = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+        >>> ensemble, each, disagreement = evaluate_members(late, batches)
+        >>> len(each), disagreement[0][1]  # the members are still equal
+        (3, 0.0)
     """
     predict = members if callable(members) else members.predict
     ensemble = Metrics()

@@ -63,6 +63,13 @@ def install(model: nn.Module, weights: str | Family | Iterable[str | Family]) ->
     Raises:
         LatePhaseValueError: an unknown name, weights that match nothing, or two families on one tensor.
         LatePhaseError: factors beside weights that FSDP2 has sharded.
+
+    Example:
+        >>> import torch, latephase
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+        >>> [part] = latephase.families.install(model, "norm")
+        >>> list(part.parameters)
+        ['1.weight', '1.bias']
     """
     entries = [weights] if isinstance(weights, (str, Family)) else list(weights)
     if not entries:

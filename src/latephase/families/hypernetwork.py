@@ -105,6 +105,9 @@ class Hypernetwork(Family):
         keep: keep the function of the model; False starts anew.
         seed: of the private generator that draws orthogonal matrices and templates; the same on all ranks.
 
+    Raises:
+        LatePhaseValueError: a type, or a number of templates or channels, that cannot work.
+
     Source: "Neural networks with late-phase weights" (ICLR 2021), hypernetwork weights: there blocks are half a layer,
     14 templates make the 15 blocks of a stage of WRN-28-10. The linear hypernetwork is that of Savarese and Maire,
     "Learning implicitly recurrent CNNs through parameter sharing" (ICLR 2019).

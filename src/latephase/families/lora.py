@@ -118,6 +118,9 @@ class LoRA(Family):
         average: "products" or "factors".
         seed: of the private generator that draws A; the same on all ranks.
 
+    Raises:
+        LatePhaseValueError: a rank, alpha or average that cannot work.
+
     Source: LoRA (Hu et al., ICLR 2022) for the adapter; "Neural networks with late-phase weights" (ICLR 2021) for the
     members.
 

@@ -15,6 +15,9 @@ class Parameters(Family):
         patterns: `fnmatch` patterns over the dotted names of `model.named_parameters()`; every pattern must match
             something. A tied parameter is found under each of its names and is one late-phase weight.
 
+    Raises:
+        LatePhaseValueError: no pattern, or one that is no string.
+
     Example:
         >>> import torch, latephase
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))

@@ -60,7 +60,14 @@ class SWA:
         return self.lr
 
     def max_lr(self, problem: Problem) -> float:
-        """Return 2 / h_max, at and above which there is no steady state."""
+        """Return 2 / h_max, at and above which there is no steady state.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The limit.
+        """
         return SGD(self.lr).max_lr(problem)
 
     def expected_loss(self, problem: Problem, minibatches: int | Sequence[int]) -> Loss:
@@ -119,7 +126,17 @@ class SWA:
         return Loss(loss, loss)
 
     def first_iterates(self, counts: Sequence[int]) -> list[int]:
-        """Return the index of the first averaged iterate for every count, or raise where there is none."""
+        """Return the index of the first averaged iterate for every count.
+
+        Args:
+            counts: Minibatches, increasing.
+
+        Returns:
+            The indices.
+
+        Raises:
+            ValueError: A count is smaller than the window.
+        """
         smallest = 1 if self.window is None else self.window - 1
         if counts[0] < smallest:
             raise ValueError(f"minibatches = {counts[0]} is too small for window = {self.window}; need >= {smallest}")
@@ -168,7 +185,14 @@ class EMA:
         return self.lr
 
     def max_lr(self, problem: Problem) -> float:
-        """Return 2 / h_max, at and above which there is no steady state."""
+        """Return 2 / h_max, at and above which there is no steady state.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The limit.
+        """
         return SGD(self.lr).max_lr(problem)
 
     def expected_loss(self, problem: Problem, minibatches: int | Sequence[int]) -> Loss:

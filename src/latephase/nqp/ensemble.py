@@ -51,7 +51,14 @@ class Ensemble:
         return self.lr
 
     def max_lr(self, problem: Problem) -> float:
-        """Return 2 / h_max, at and above which there is no steady state."""
+        """Return 2 / h_max, at and above which there is no steady state.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The limit.
+        """
         return self._late_phase.max_lr(problem)
 
     def expected_loss(self, problem: Problem, minibatches: int | Sequence[int]) -> Loss:

@@ -106,7 +106,14 @@ class LatePhase:
         return self.base_lr + self.late_lr if self.sgd_lr is None else self.sgd_lr
 
     def max_lr(self, problem: Problem) -> float:
-        """Return the limit of ``effective_lr``; the members' differences have the larger limit."""
+        """Return the limit of ``effective_lr``; the members' differences have the larger limit.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The limit.
+        """
         return stability_limit(Momentum(self.momentum, self.nesterov).limit, problem.max_curvature)
 
     def expected_loss(self, problem: Problem, minibatches: int | Sequence[int]) -> Loss:
@@ -180,11 +187,25 @@ class LatePhase:
         return Loss(average, average + (1.0 - 1.0 / self.members) * problem.loss(zero, spread))
 
     def plain_descent(self, problem: Problem) -> Descent:
-        """Return the recursion of plain SGD before the start."""
+        """Return the recursion of plain SGD before the start.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The recursion.
+        """
         return Descent(problem.curvature, problem.noise, self.plain_lr, Momentum(self.momentum, self.nesterov))
 
     def modes(self, problem: Problem) -> tuple[Descent, Descent]:
-        """Return the recursions of the averaged model and of the differences, one step per round."""
+        """Return the recursions of the averaged model and of the differences, one step per round.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            Both recursions.
+        """
         momentum = Momentum(self.momentum, self.nesterov)
         mean_mode = Descent(problem.curvature, problem.noise / self.members, self.effective_lr, momentum)
         return mean_mode, Descent(problem.curvature, problem.noise, self.late_lr, momentum)
@@ -195,6 +216,12 @@ class LatePhase:
         The perturbations add their mean's variance. The averaged model's buffer is the rates' weighted mean
         of the base and the members' buffers, in units of ``effective_lr``; under "copy" each of them holds
         the plain run's.
+
+        Args:
+            moments: The plain run's.
+
+        Returns:
+            The averaged model's.
         """
         mean, covariance = moments.mean.copy(), moments.covariance.copy()
         covariance[0, 0] += self.perturbation_variance / self.members

@@ -91,7 +91,14 @@ class MultiplicativeLatePhase:
         return self.base_gradient_scale * self.members * self.base_lr
 
     def optimum_of(self, problem: Problem) -> NDArray[np.float64]:
-        """Return w* as an array of shape (n,)."""
+        """Return w* as an array of shape (n,).
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The optimum.
+        """
         return _checks.vector("optimum", self.optimum, problem.directions, non_negative=False)
 
     def sharpness(self, problem: Problem, phi: float | None = None) -> float:

@@ -42,7 +42,14 @@ class LinearDecay:
         _checks.real_number("final", self.final, at_least=0.0)
 
     def factor(self, minibatch: int) -> float:
-        """Return the factor on the learning rate for the minibatch with this index, counted from 0."""
+        """Return the factor on the learning rate for the minibatch with this index, counted from 0.
+
+        Args:
+            minibatch: Its index.
+
+        Returns:
+            The factor, from 1 down.
+        """
         if minibatch < self.begin:
             return 1.0
         if minibatch >= self.end:
@@ -63,7 +70,14 @@ class Clock:
     schedule: LinearDecay | None
 
     def factor(self, step: int) -> float:
-        """Return the factor of one step."""
+        """Return the factor of one step.
+
+        Args:
+            step: Its index.
+
+        Returns:
+            The factor, from 1 down.
+        """
         if self.schedule is None:
             return 1.0
         return self.schedule.factor(self.first + (step + 1) * self.stride - 1)

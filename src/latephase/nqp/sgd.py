@@ -68,7 +68,14 @@ class SGD:
         return self.lr
 
     def max_lr(self, problem: Problem) -> float:
-        """Return the learning rate at and above which there is no steady state."""
+        """Return the learning rate at and above which there is no steady state.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The limit.
+        """
         return stability_limit(Momentum(self.momentum, self.nesterov).limit, problem.max_curvature)
 
     def expected_loss(self, problem: Problem, minibatches: int | Sequence[int]) -> Loss:
@@ -111,12 +118,24 @@ class SGD:
         return Loss(loss, loss)
 
     def moments(self, problem: Problem, steps: Sequence[int]) -> Iterator[Moments]:
-        """Yield the exact moments of the error (and its buffer) after increasing numbers of steps."""
+        """Yield the exact moments of the error (and its buffer) after increasing numbers of steps.
+
+        Args:
+            problem: The problem.
+            steps: Numbers of steps, increasing.
+        """
         descent = self.descent(problem)
         initial = Moments.of(problem.initial_mean, problem.initial_variance, descent.size)
         return descent.evolve(initial, Clock(0, self.batch_multiplier, self.schedule), steps)
 
     def descent(self, problem: Problem) -> Descent:
-        """Return the recursion of one step, the form in which other methods build on this one."""
+        """Return the recursion of one step, the form in which other methods build on this one.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The recursion.
+        """
         momentum = Momentum(self.momentum, self.nesterov)
         return Descent(problem.curvature, problem.noise / self.batch_multiplier, self.lr, momentum)

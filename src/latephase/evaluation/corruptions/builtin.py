@@ -122,6 +122,11 @@ def builtin_sets(
 
     Raises:
         LatePhaseValueError: No images, images or labels of another shape or dtype, or an unknown kind.
+
+    Example:
+        >>> images, labels = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+        >>> len(builtin_sets(images, labels, ["fog", "rotation"]))
+        10
     """
     check_images("builtin_sets", images)
     if not len(images) or labels.shape != images.shape[:1]:

@@ -61,6 +61,14 @@ def corruption_errors(
     Raises:
         LatePhaseValueError: No sets, an empty one, one given twice, a kind without all severities, sets of
             different sizes, or labels that do not fit the model's classes.
+
+    Example:
+        >>> import torch
+        >>> from latephase.evaluation.corruptions import OWN_SET, builtin_sets
+        >>> images, labels = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+        >>> first = lambda images: torch.eye(2)[torch.zeros(len(images), dtype=torch.long)]  # always class 0
+        >>> corruption_errors(first, builtin_sets(images, labels, ["fog"]), OWN_SET).mean
+        0.0
     """
     if clean is not None and not 0 <= clean <= 1:
         raise LatePhaseValueError(f"corruption_errors: clean {clean}; it is an error rate from 0 to 1")

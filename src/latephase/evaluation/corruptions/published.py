@@ -69,6 +69,15 @@ def published_sets(
     Raises:
         LatePhaseError: A file is missing or no array.
         LatePhaseValueError: No kinds, or arrays of another shape or dtype.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> np.save(f"{folder.name}/labels.npy", np.arange(10) % 2)
+        >>> np.save(f"{folder.name}/fog.npy", np.zeros((10, 8, 8, 3), dtype=np.uint8))  # two images, five severities
+        >>> [found.severity for found in published_sets(folder.name, ["fog"])]
+        [1, 2, 3, 4, 5]
     """
     at_least("published_sets: batch_size", batch_size, 1)
     root = Path(folder)

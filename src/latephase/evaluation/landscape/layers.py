@@ -134,6 +134,17 @@ def layer_disagreement(
 
     Raises:
         LatePhaseValueError: No members, states of different models, or a layer that there is not.
+
+    Example:
+        >>> import torch
+        >>> from latephase.evaluation.landscape import StateEvaluator
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        >>> batches = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+        >>> mine = {name: value.clone() for name, value in model.state_dict().items()}
+        >>> other = {**mine, "1.weight": -mine["1.weight"], "1.bias": -mine["1.bias"]}
+        >>> all_layers, last = layer_disagreement([other], mine, StateEvaluator(model, batches))
+        >>> last.layer, last.disagreement
+        ('1', (1.0,))
     """
     check_states("layer_disagreement", [*states, reference], least=2)
     known = layers_of(reference)

@@ -67,6 +67,12 @@ def direction(state: State, normalisation: str, generator: torch.Generator) -> d
 
     Raises:
         LatePhaseValueError: An unknown normalisation.
+
+    Example:
+        >>> import torch
+        >>> state = torch.nn.Linear(3, 2).state_dict()
+        >>> list(direction(state, "filter", torch.Generator().manual_seed(0)))
+        ['weight']
     """
     if normalisation not in NORMALISATIONS:
         raise LatePhaseValueError(

@@ -143,5 +143,10 @@ def distance(a: State, b: State) -> float:
 
     Returns:
         The distance; running statistics do not count.
+
+    Example:
+        >>> import torch
+        >>> distance({"weight": torch.zeros(4)}, {"weight": torch.ones(4)})
+        2.0
     """
     return inner(a, b, a, b) ** 0.5
