@@ -39,7 +39,7 @@ def check_campaigns(campaigns: list[dict[str, Any]], kills: int) -> None:
     for row in campaigns:
         assert row["kills"] >= kills, row
         assert row["equal"], row["differences"]
-        assert row["starts"] == row["kills"] + row["runs"]
+        assert row["starts"] == row["kills"] + row["runs"] + row["starts_without_connection"]
         assert sum(row["operation"].values()) == row["kills"]
 
 
