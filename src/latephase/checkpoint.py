@@ -18,6 +18,17 @@ from .sharding import part_of, placed
 from .steps import Steps
 
 FORMAT = 1
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "phase": str,
+    "members": int,
+    "turn": int,
+    "rounds": int,
+    "values": Mapping,
+    "shared": Mapping,
+    "plain": Mapping,
+    "optimizers": (list, tuple),
+    "generator": Tensor,
+}
 
 
 def save(
@@ -138,6 +149,37 @@ def _placed(optimizer: Optimizer, parameter: nn.Parameter, state: Mapping[str, A
     return {key: place(key, value) for key, value in state.items()}
 
 
+def check_kind(saved: Any) -> None:
+    """Refuse what is no state of a phase at all, such as one that somebody put together by hand.
+
+    Args:
+        saved: what was given.
+
+    Raises:
+        LatePhaseValueError: it lacks something, or holds another kind of thing there.
+    """
+    if not isinstance(saved, Mapping):
+        raise LatePhaseValueError(f"load_state_dict: {type(saved).__name__}; give what state_dict() returned")
+    if saved.get("format") != FORMAT:
+        raise LatePhaseValueError(f"load_state_dict: format {saved.get('format')!r}; this version reads {FORMAT}")
+    odd = [key for key, kind in _KINDS.items() if not isinstance(saved.get(key), kind)]
+    for key in ("values", "shared"):
+        if key not in odd and not all(isinstance(value, Tensor) for value in saved[key].values()):
+            odd.append(key)
+    parts = saved["optimizers"] if "optimizers" not in odd else []
+    if any(not isinstance(part, Mapping) or not {"done", "sums", "states"} <= part.keys() for part in parts):
+        odd.append("optimizers")
+    if odd:
+        raise LatePhaseValueError(
+            f"load_state_dict: {', '.join(odd)} missing or not what state_dict() has there; give what it returned"
+        )
+    if not 0 <= _trained(saved) < max(1, saved["members"]):
+        raise LatePhaseValueError(
+            f"load_state_dict: turn {saved['turn']} of {saved.get('ranks', 1)} ranks, of {saved['members']} members; "
+            "give what state_dict() returned"
+        )
+
+
 def check(
     saved: Mapping[str, Any],
     phase: str,
@@ -159,8 +201,6 @@ def check(
     Raises:
         LatePhaseValueError: another format, another number of members, other sites, shapes or optimizers.
     """
-    if saved.get("format") != FORMAT:
-        raise LatePhaseValueError(f"load_state_dict: format {saved.get('format')!r}; this version reads {FORMAT}")
     if saved["phase"] not in ("attached", "late"):
         raise LatePhaseValueError(f"load_state_dict: the phase was {saved['phase']!r}; nothing is left to resume")
     if saved["phase"] == "attached" and phase == "late":

@@ -196,7 +196,8 @@ class Life:
     def load(self, state: Mapping[str, Any]) -> None:
         """See `LatePhase.load_state_dict`."""
         self.alive("load_state_dict()")
-        late = state.get("phase") == "late"
+        checkpoint.check_kind(state)
+        late = state["phase"] == "late"
         factors = {n: p for part in self.installations for n, p in part.parameters.items() if p in part.weight_of}
         own, shared = (self.sites.own(), self.sites.shared) if late else (factors, {})
         checkpoint.check(state, self.phase, self.count, own, shared, self.rounds)

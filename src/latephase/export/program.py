@@ -1,16 +1,20 @@
 """`torch.export`: the model as one graph with its weights, in a `.pt2` file.
 
-The file is a zip archive of JSON (the graph) and raw bytes (the weights). The example inputs lie in it as `torch.save`
-writes them and are read with `weights_only=True`: no class of the model is needed to read it, and no code is run.
+The file is a zip archive of JSON (the graph) and raw bytes (the weights); no class of the model is needed to read it.
+The example inputs lie in it as `torch.save` writes them, and a hostile file could have weights that are pickles: what
+`torch.load(weights_only=True)` refuses torch itself would then unpickle, and run. So it is refused before.
 """
 
 from __future__ import annotations
 
 import inspect
+import io
+import json
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -20,7 +24,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
-from latephase.checked_files import check_archive
+from latephase.checked_files import ForeignFileError, check_archive
 from latephase.export.ensemble import Ensemble
 
 
@@ -112,8 +116,28 @@ def write(model: nn.Module, args: tuple[Any, ...], path: Path, dynamic: Any) -> 
     return ""
 
 
+def _check_pickles(path: Path) -> None:
+    """Refuse an archive with a pickle in it that holds more than tensors and plain values."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickled = {name for name in names if name.endswith(".pt")}
+        try:
+            for config in (name for name in names if name.endswith("_config.json")):
+                for entry in json.loads(archive.read(config)).get("config", {}).values():
+                    if entry.get("use_pickle"):
+                        pickled.add(str(PurePosixPath(config).parent / entry["path_name"]))
+            for name in sorted(pickled):
+                torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch's reader complains in many ways
+            raise ForeignFileError(
+                f"{path} is not what latephase writes: it holds more than tensors, plain values and a graph; not "
+                f"loaded ({' '.join(str(error).split())[:120]})"
+            ) from error
+
+
 def read(path: Path, model: nn.Module) -> Callable[..., Any]:
     """See `Format.read`."""
     check_archive(path)
+    _check_pickles(path)
     module: Callable[..., Any] = torch.export.load(path).module()
     return module
