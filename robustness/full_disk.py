@@ -11,6 +11,7 @@ of a file of a name, since on a small disk it is nearly always the largest file,
 import argparse
 import contextlib
 import errno
+import functools
 import os
 import re
 import resource
@@ -56,20 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
         code, said = command(folder / "whole")
         assert code == 0, said
         size = sum(4 * -(-path.stat().st_size // (4 * KIB)) for path in (folder / "whole" / "run").rglob("*"))
-        rows = []
+        tries = [functools.partial(long_file, folder, kib) for kib in options.files]
+        tries += [functools.partial(full_at, folder, name) for name in options.names]
         if can_mount(folder):
             # Pages of 4 KiB; beside the final files there are older checkpoints and one in the making.
-            sizes = options.sizes or range(options.step, size + 256, options.step)
-            rows += [full_disk(folder, kib) for kib in sizes]
+            sizes = range(options.step, size + 256, options.step) if options.sizes is None else options.sizes
+            tries += [functools.partial(full_disk, folder, kib) for kib in sizes]
         else:
             sys.stdout.write("no small file system can be mounted here: skipped, root is needed\n")
-        rows += [long_file(folder, kib) for kib in options.files]
-        rows += [full_at(folder, name) for name in options.names]
-    for row in rows:
-        sys.stdout.write(
-            f"{row['limit']:<22} {'went through' if row['exit'] == 0 else 'stopped at ' + row['file']:<36} "
-            f"{'ok' if row['ok'] else 'LOST: ' + '; '.join(row['wrong'])}\n"
-        )
+        rows = []
+        for one in tries:
+            rows.append(row := one())
+            went = "went through" if row["exit"] == 0 else f"stopped at {row['file']}"
+            lost_there = "ok" if row["ok"] else f"LOST: {'; '.join(row['wrong'])}"
+            sys.stdout.write(f"{row['limit']:<32} {went:<36} {lost_there}\n")
+            sys.stdout.flush()
     sys.stdout.write(summary(rows) + "\n")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
