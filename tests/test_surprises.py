@@ -295,3 +295,16 @@ def test_gradients_of_another_member_are_refused_as_often_as_they_are_tried() ->
             optimizer.step()
     for member, then in zip(every_member(late), before, strict=True):
         assert_same(member, then)
+
+
+@pytest.mark.parametrize("accumulate", ["copy", "in_place"])
+def test_a_look_at_another_members_gradients_is_no_part_of_the_round(accumulate: str) -> None:
+    case = Case("ln_mlp", start=0)
+    model, optimizer, late = run(case, 1, accumulate=accumulate)
+    batch = next(case.batches(1, first=50))
+    with late.member(2):
+        case.loss(batch)(model).backward()
+        assert all(p.grad is not None for p in late.base_parameters())
+    optimizer.zero_grad()
+    train(case, model, optimizer, case.batches(TURNS - 1, first=1))
+    assert_matches(late, run_reference(case, TURNS), 1e-12)

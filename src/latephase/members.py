@@ -295,7 +295,7 @@ class Members:
                 raise LatePhaseError(
                     f"collapse(): {name!r} is NaN or infinite in member(s) "
                     f"{', '.join(map(str, members))} of {self.count}, and so would the average be; nothing was "
-                    "changed. Resume from a state saved before that (late.load_state_dict), with a smaller learning rate"
+                    "changed. Resume from a state saved before (late.load_state_dict), with a smaller learning rate"
                 )
 
     def _averages(self) -> list[Tensor]:

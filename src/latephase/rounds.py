@@ -58,6 +58,11 @@ class Rounds:
         return self.ranks.member(self.turn)
 
     @property
+    def due(self) -> bool:
+        """Whether the member whose turn it is, is in the model."""
+        return self.members is not None and self.members.content == self.member
+
+    @property
     def turns(self) -> int:
         """Turns in a round."""
         return self.members.count // self.ranks.world if self.members is not None else 1

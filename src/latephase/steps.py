@@ -41,6 +41,10 @@ class Turns(Protocol):
     def several(self) -> bool:
         """Whether a turn waits for more than one optimizer."""
 
+    @property
+    def due(self) -> bool:
+        """Whether the member whose turn it is, is in the model."""
+
     def check_gradients(self) -> None:
         """Raise where the gradients are another member's."""
 
@@ -316,7 +320,7 @@ class Steps:
     def _gather(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter)
         gradient = parameter.grad
-        if not self.turns.alive or gradient is None:
+        if not self.turns.due or gradient is None:
             return
         known = self.sums.get(parameter)
         self.sums[parameter] = owned(gradient) if known is None else known.add_(gradient)
