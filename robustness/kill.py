@@ -237,7 +237,8 @@ def print_row(row: dict[str, Any]) -> None:
     """Print what a campaign came to."""
     lines = [
         f"{row['campaign']}, {row['processes']} process(es): {row['kills']} kills, {row['starts']} starts, "
-        f"{row['runs']} finished run(s) in {row['seconds']} s; {row['damaged']} damaged checkpoint(s) found; "
+        f"{row['runs']} finished run(s), {row['starts_without_connection']} start(s) without connection, in "
+        f"{row['seconds']} s; {row['damaged']} damaged checkpoint(s) found; "
         f"final files {'equal bit for bit' if row['equal'] else 'DIFFER'}"
     ]
     for key in ("operation", "phase", "target"):
