@@ -44,19 +44,19 @@ def to_markdown(document: Document) -> str:
     Returns:
         Markdown.
     """
-    parts = [f"# {document.title}", document.facts]
+    parts = [f"# {_text(document.title)}", _text(document.facts)]
     for section in document.sections:
         tables = [block for block in section.blocks if isinstance(block, Table)]
         if tables:
-            parts += [f"## {section.title}", *(_table(table) for table in tables)]
+            parts += [f"## {_text(section.title)}", *(_table(table) for table in tables)]
     return "\n\n".join(parts) + "\n"
 
 
 def _table(table: Table) -> str:
     lines = [_row(table.heads), "|".join(["", *("---" for _ in table.heads), ""])]
     lines += [_row(row) for row in table.rows]
-    note = f"\n\n{table.note}" if table.note else ""
-    return f"### {table.title}\n\n" + "\n".join(lines) + note
+    note = f"\n\n{_text(table.note)}" if table.note else ""
+    return f"### {_text(table.title)}\n\n" + "\n".join(lines) + note
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -64,6 +64,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(cell: str) -> str:
-    for mark, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("\n", " ")):
-        cell = cell.replace(mark, instead)
-    return cell
+    return _text(cell).replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+
+
+def _text(text: str) -> str:
+    # Markdown may have HTML in it.
+    return text.replace("&", "&amp;").replace("<", "&lt;")
