@@ -61,7 +61,7 @@ licences: env  ## licences of every locked package against the list in tools/sup
 	$(RUN) python tools/licences.py
 
 docs: env  ## the documentation site, into build/docs; a warning is an error
-	OMP_NUM_THREADS=1 $(RUN) sphinx-build -n -W --keep-going -q -d build/doctrees -c docs . build/docs
+	OMP_NUM_THREADS=1 $(RUN) sphinx-build -E -n -W --keep-going -q -d build/doctrees -c docs . build/docs
 
 docs-open: docs  ## the same, and a browser on it
 	python3 -m webbrowser build/docs/index.html

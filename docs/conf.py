@@ -19,7 +19,7 @@ from latephase import __version__  # noqa: E402
 
 project = "latephase"
 author = "The latephase authors"
-copyright = author  # noqa: A001
+copyright = author
 version = release = __version__
 
 extensions = [
@@ -36,8 +36,27 @@ extensions = [
     "commands",
 ]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "results/README.md", "results/*/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
-exclude_patterns = [".*", "build", "dist", "src", "tests", "benchmarks", "robustness", "tools", "runs", "examples", "docs/_*"]
+include_patterns = [
+    "docs/**",
+    "results/README.md",
+    "results/*/README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+]
+exclude_patterns = [
+    ".*",
+    "build",
+    "dist",
+    "src",
+    "tests",
+    "benchmarks",
+    "robustness",
+    "tools",
+    "runs",
+    "examples",
+    "docs/_*",
+]
 source_suffix = {".md": "markdown"}
 nitpicky = True
 

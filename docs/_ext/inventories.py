@@ -28,7 +28,7 @@ NAMES: dict[str, tuple[tuple[str, str], dict[str, str]]] = {
             "collections.abc.Mapping collections.abc.Sequence collections.abc.Sized collections.abc.Generator "
             "collections.abc.MutableMapping Callable Iterable Iterator Mapping Sequence",
             "collections": "collections.OrderedDict OrderedDict",
-            "typing": "typing.Any typing.Literal typing.NamedTuple typing.Protocol typing.TypeVar typing.Generic Any Literal",
+            "typing": "typing.Any typing.Literal typing.NamedTuple typing.Protocol Any Literal",
             "pathlib": "pathlib.Path Path",
             "os": "os.PathLike PathLike",
             "datetime": "datetime.timedelta",
@@ -42,7 +42,7 @@ NAMES: dict[str, tuple[tuple[str, str], dict[str, str]]] = {
             "tensors": "torch.Tensor Tensor torch._tensor.Tensor",
             "tensor_attributes": "torch.dtype torch.device",
             "generated/torch.nn.Module": "torch.nn.Module nn.Module torch.nn.modules.module.Module Module",
-            "generated/torch.nn.parameter.Parameter": "torch.nn.Parameter torch.nn.parameter.Parameter nn.Parameter Parameter",
+            "generated/torch.nn.parameter.Parameter": "torch.nn.Parameter torch.nn.parameter.Parameter nn.Parameter",
             "generated/torch.Generator": "torch.Generator torch._C.Generator",
             "optim": "torch.optim.Optimizer torch.optim.optimizer.Optimizer Optimizer",
             "data": "torch.utils.data.DataLoader torch.utils.data.dataset.Dataset",
@@ -68,9 +68,7 @@ NAMES: dict[str, tuple[tuple[str, str], dict[str, str]]] = {
 
 def inventory(project: str, uri: str, pages: dict[str, str]) -> bytes:
     """An inventory of version 2: every name as a class, a function and data, whatever asks for it."""
-    lines = [
-        f"{name} py:class 1 {uri.format(page=page)} -" for page, names in pages.items() for name in names.split()
-    ]
+    lines = [f"{name} py:class 1 {uri.format(page=page)} -" for page, names in pages.items() for name in names.split()]
     head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# compressed with zlib\n"
     return head.encode() + zlib.compress("\n".join([*lines, ""]).encode())
 

@@ -75,7 +75,7 @@ class NDArray(Generic[TypeVar("Scalar")]):
 
 
 def complete_types(package: str = "latephase") -> None:
-    """Carry out the imports under `if TYPE_CHECKING:` of all modules that are loaded, so that annotations can be read."""
+    """Carry out the imports under `if TYPE_CHECKING:` of all loaded modules, so that annotations can be read."""
     for name in [each for each in sys.modules if each.partition(".")[0] == package]:
         module = sys.modules[name]
         if not (module.__file__ or "").endswith(".py") or "TYPE_CHECKING" not in vars(module):
@@ -149,7 +149,9 @@ class Public(Directive):
         lines = [f".. py:module:: {module}", ""]
         for name in here:
             lines += [*_entry(f"{module}.{name}", things[name]), ""]
-        elsewhere = [f":py:obj:`{_places()[f'{module}.{name}']}`" for name in things if name not in (*here, "__version__")]
+        elsewhere = [
+            f":py:obj:`{_places()[f'{module}.{name}']}`" for name in things if name not in (*here, "__version__")
+        ]
         if elsewhere:
             lines += [f"Also in this module, documented elsewhere: {', '.join(elsewhere)}."]
         parent = nodes.section()
@@ -161,10 +163,14 @@ class Public(Directive):
 def _entry(name: str, thing: Any) -> list[str]:
     if isinstance(thing, type):
         options = ["members", "special-members: __call__"]
-        return [f".. autoclass:: {name}", *(f"   :{option.partition(':')[0]}:{option.partition(':')[2]}" for option in options)]
+        return [
+            f".. autoclass:: {name}",
+            *(f"   :{option.partition(':')[0]}:{option.partition(':')[2]}" for option in options),
+        ]
     if callable(thing) and hasattr(thing, "__qualname__"):
         return [f".. autofunction:: {name}"]
-    return [f".. py:data:: {name}", "", *(f"   {line}" for line in _words(name.rpartition(".")[2], thing))]
+    module, _, own = name.rpartition(".")
+    return [f".. py:data:: {own}", f"   :module: {module}", "", *(f"   {line}" for line in _words(own, thing))]
 
 
 def _words(name: str, thing: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """Links between files of the repository, as pages write them, lead somewhere on the site too.
 
-`../results/digits` is a folder on a file browser and the page of its README here; a folder without a README has no page,
-and is named instead. Links to single files need nothing: they become downloads.
+`../results/digits` is a folder on a file browser and the page of its README here; a folder without a README has no
+page, and is named instead. Links to single files need nothing: they become downloads.
 """
 
 import re

@@ -61,7 +61,10 @@ def results(name: str, *methods: str) -> str:
             row.append("" if other == method else difference(dict(paired_difference(mine, theirs)), metric))
         rows.append(row)
         if metric == "accuracy":
-            row += [mean({**found["test"]["nll"], "se": None}, "nll"), mean({**found["test"]["ece"], "se": None}, "ece")]
+            row += [
+                mean({**found["test"]["nll"], "se": None}, "nll"),
+                mean({**found["test"]["ece"], "se": None}, "ece"),
+            ]
     return _table(heads + (["NLL", "ECE, %"] if metric == "accuracy" else []), rows)
 
 
@@ -101,7 +104,11 @@ def speed(*entries: str) -> str:
             if not name.startswith(entry.replace("_", " ")) or not isinstance(found, dict):
                 continue
             for key, part in ({"": found} if "median" in found else found).items():
-                value = f"{part['median']:.3f} [{part['low']:.3f}, {part['high']:.3f}]" if isinstance(part, dict) else f"{part:.3f}"
+                value = (
+                    f"{part['median']:.3f} [{part['low']:.3f}, {part['high']:.3f}]"
+                    if isinstance(part, dict)
+                    else f"{part:.3f}"
+                )
                 rows.append([f"{name}, {key}" if key else name, value])
     return _table(["on two CPU threads", "ratio, 95% interval"], rows)
 
@@ -160,11 +167,25 @@ def cost(*families: str) -> str:
                     f"{4 * base / 2**20:,.1f} MiB",
                 ]
             )
-    heads = ["family", "network", "weights of a member", "% of the network", "10 members parked", "sum of base gradients"]
+    heads = [
+        "family",
+        "network",
+        "weights of a member",
+        "% of the network",
+        "10 members parked",
+        "sum of base gradients",
+    ]
     return _table(heads, rows)
 
 
-TABLES = {"results": results, "differences": differences, "paper": paper, "speed": speed, "cost": cost, "starts": starts}
+TABLES = {
+    "results": results,
+    "differences": differences,
+    "paper": paper,
+    "speed": speed,
+    "cost": cost,
+    "starts": starts,
+}
 
 
 def rewritten(text: str, without: str = "") -> str:

@@ -67,8 +67,13 @@ class LatePhase:
         ...     optimizer.zero_grad()
         ...     model(torch.randn(8, 3)).square().mean().backward()
         ...     optimizer.step()
-        >>> late.rounds
-        2
+        >>> late.rounds, late.phase, late.late_names()[:2]
+        (2, 'late', ['1.weight', '1.bias'])
+        >>> late.predict(torch.randn(5, 3)).shape
+        torch.Size([2, 5, 2])
+        >>> with late.member(1):
+        ...     outputs = model(torch.randn(5, 3))
+        >>> saved, plain = late.state_dict(), late.averaged_state_dict()
         >>> type(late.collapse()).__name__
         'Sequential'
     """

@@ -69,6 +69,12 @@ class Lookahead:
 
         :math:`z < 2` means :math:`a^k > 1 - 2/\alpha`: for odd k
         :math:`\mathrm{lr}\, h < 1 + (2/\alpha - 1)^{1/k}`; for even k :math:`z > 0` is the limit, lr h < 2.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The limit.
         """
         bound = 1.0 + (2.0 / self.alpha - 1.0) ** (1.0 / self.k) if self.k % 2 else 2.0
         return stability_limit(bound, problem.max_curvature)

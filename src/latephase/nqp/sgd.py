@@ -123,6 +123,9 @@ class SGD:
         Args:
             problem: The problem.
             steps: Numbers of steps, increasing.
+
+        Yields:
+            The moments after each number.
         """
         descent = self.descent(problem)
         initial = Moments.of(problem.initial_mean, problem.initial_variance, descent.size)
