@@ -18,7 +18,7 @@ CHEAP = [kind for kind in files_read.KINDS if kind.cheap]
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits the memory of what it forks")
 @pytest.mark.parametrize("kind", CHEAP, ids=lambda kind: kind.name)
 def test_a_damaged_file_is_refused_replaced_or_harmless(kind: files_read.Kind, tmp_path: Path) -> None:
-    found = corruption.try_kind(kind, flips=12, seed=1, folder=tmp_path, cuts=4)
+    found = corruption.try_kind(kind, flips=6, seed=1, folder=tmp_path, cuts=4)
     assert not found["failures"], found["first_failures"]
     counts = [outcome for damage in found["outcomes"].values() for outcome in damage]
     # A damaged text in the cache is unpacked again.
