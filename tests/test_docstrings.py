@@ -23,11 +23,16 @@ public_names = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(public_names)
 
 
+# The fast suite leaves out the modules whose trainers take seconds to import; `make docs` imports them.
+TRAINERS = ("latephase.integrations.lightning", "latephase.integrations.transformers")
+CHECKED = tuple(name for name in public_names.MODULES if name not in TRAINERS)
+
+
 @cache
 def surface() -> dict[str, object]:
     """Every public class and function by its dotted name, once; then their own methods and properties."""
     found: dict[str, object] = {}
-    for module, names in public_names.documented().items():
+    for module, names in public_names.documented(CHECKED).items():
         for name in names:
             thing = public_names.public(module)[name]
             if isinstance(thing, type) or inspect.isfunction(thing):
@@ -92,7 +97,7 @@ def listed(check) -> dict[str, list[str]]:
 
 
 def test_the_surface_is_large() -> None:
-    assert len(surface()) > 180
+    assert len(surface()) > 150
 
 
 def test_everything_has_a_docstring() -> None:
@@ -190,7 +195,7 @@ def test_everything_has_an_example() -> None:
     assert set(gaps(missing)) == NOT_SHOWN
 
 
-@pytest.mark.parametrize("name", sorted(public_names.MODULES))
+@pytest.mark.parametrize("name", sorted(CHECKED))
 def test_types_are_complete(name: str) -> None:
     public_names.complete_types()
     for each, thing in CALLABLES.items():
@@ -216,5 +221,5 @@ def test_every_public_package_is_on_a_page_of_the_reference() -> None:
     assert {each for each in packages if not each.startswith(inner)} <= set(public_names.MODULES)
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
     assert set(re.findall(r"\.\. public:: (\S+)", pages)) == set(public_names.MODULES)
-    for module in public_names.MODULES:
+    for module in CHECKED:
         assert importlib.import_module(module).__doc__, module
