@@ -112,7 +112,7 @@ def _unpacked(path: Path, begin: bytes, limit: int) -> Iterator[bytes]:
     except ExperimentError:
         raise
     # RuntimeError is what zipfile raises for a password, and NotImplementedError, one of them, for an unknown method.
-    except (lzma.LZMAError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError) as error:
+    except (lzma.LZMAError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
         raise ExperimentError(f"cannot unpack {path}; it may be truncated ({error})") from error
 
 
