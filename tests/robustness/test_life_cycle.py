@@ -98,11 +98,11 @@ def test_the_machine_finds_a_broken_library(fuzz, mutate: Callable[[pytest.Monke
     assert "Error" in failure
 
 
-def test_a_failure_is_shrunk_saved_and_told(
+def test_a_failure_is_saved_and_told(
     fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    leaves_hooks(monkeypatch)
-    found = fuzz.explore(0, 60, 8)
+    averages_in_half_precision(monkeypatch)
+    found = fuzz.explore(0, 60, 8, shrink=False)
     monkeypatch.setattr(fuzz, "ProcessPoolExecutor", lambda processes: contextlib.nullcontext(Now()))
     monkeypatch.setattr(fuzz, "explore", lambda *_: found)
     monkeypatch.setattr(fuzz, "as_completed", list)
@@ -111,7 +111,8 @@ def test_a_failure_is_shrunk_saved_and_told(
     assert fuzz.main() == 1
     assert "failures: 1" in capsys.readouterr().out
     figures = json.loads(file.read_text())["figures"]
-    assert "collapse(" in figures["failures"][0]
+    assert "average: " in figures["failures"][0]
+    assert "state.attach(" in figures["failures"][0]
     assert str(SCRIPT.parents[1]) not in figures["failures"][0]
 
 
