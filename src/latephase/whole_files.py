@@ -159,6 +159,8 @@ def _make_folder(folder: Path) -> None:
 
 
 def _disk_message(path: Path, failure: BaseException) -> str | None:
+    if isinstance(failure, LatePhaseError):
+        return None  # whoever wrote has said already what is wrong, and it need not be this disk
     # torch.save wraps what its file raises; the errno is further down.
     cause: BaseException | None = failure
     while cause is not None and not isinstance(cause, OSError):
