@@ -170,3 +170,13 @@ def test_a_round_that_is_refused_is_no_resumption() -> None:
     with late.member(1):
         assert_same({name: dict(model.state_dict())[name] for name in average}, dict(average))
         assert_same(dict(model.named_parameters()), {n: average[n] for n, _ in model.named_parameters()})
+
+
+def test_a_single_member_keeps_its_moments_from_turns_to_passes() -> None:
+    case = Case("ln_mlp", "full", start=0, members=1)
+    model, optimizer, late = started(case)
+    train(case, model, optimizer, case.batches(2))
+    step = latephase.Round(late, optimizer, F.cross_entropy, "parallel")
+    for x, y in case.batches(2, first=2):
+        step(x, y)
+    assert_matches(late, run_reference(case, 4), 1e-9)

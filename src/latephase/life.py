@@ -184,6 +184,8 @@ class Life:
         finally:
             self.control.guard.off = False
         if torch.is_grad_enabled():
+            for steps in rounds.steps:  # turns of a single member, which never changes, do not note where its state is
+                steps.park(rounds.member)
             rounds.parallel = ParallelPass(self.stacks, float(self.count) if mean else 1.0)
         return outputs
 
