@@ -70,7 +70,7 @@ def attack(case: Case, folder: Path) -> str:
         outcome = f"FAILURE: {type(error).__name__}: {error}"
     if (folder / "canary").exists():
         outcome = "FAILURE: its code was run"
-    text = " ".join(outcome.replace(f"{folder}/", "").split())
+    text = " ".join(outcome.replace(f"{folder}/", "").replace(str(folder), "its folder").split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:220]
 
 
