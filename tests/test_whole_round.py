@@ -180,3 +180,13 @@ def test_a_single_member_keeps_its_moments_from_turns_to_passes() -> None:
     for x, y in case.batches(2, first=2):
         step(x, y)
     assert_matches(late, run_reference(case, 4), 1e-9)
+
+
+def test_one_pass_with_frozen_members_is_refused() -> None:
+    """No gradient would reach a member, so that the step could not tell the round from a turn."""
+    case = Case("ln_mlp", "head", start=0)
+    _, _, late = started(case)
+    for weight in late.late_parameters():
+        weight.requires_grad_(False)
+    with pytest.raises(latephase.LatePhaseError, match="all frozen"):
+        late.parallel(next(iter(chunks(case, 1)))[0])

@@ -178,6 +178,8 @@ class Life:
             raise LatePhaseError(
                 f"parallel() in the middle of a round (turn {rounds.turn} of {self.count}); finish the round first"
             )
+        if torch.is_grad_enabled() and not any(weight.requires_grad for weight in rounds.late.values()):
+            raise LatePhaseError("parallel() with late-phase weights that are all frozen; train the members in turn")
         self.control.guard.off = True
         try:
             outputs = self.stacks.forward(args, kwargs)
