@@ -42,7 +42,9 @@ def write_whole(
             `error`.
 
     Example:
-        >>> write_whole(Path("notes.txt"), lambda file: file.write(b"whole or not at all"))
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_whole(Path(folder, "notes.txt"), lambda file: file.write(b"whole or not at all"))
     """
     beside: Path | None = None
     try:

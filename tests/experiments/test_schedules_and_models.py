@@ -189,29 +189,50 @@ def test_weights_that_are_not_the_models_are_one_clear_error(tmp_path: Path) -> 
     with pytest.raises(ExperimentError, match=r"there is no file .*none\.safetensors of model\.weights"):
         start("wrn-10-1", weights=str(tmp_path / "none.safetensors"))
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ExperimentError, match=r"cannot read model\.weights = .* as safetensors"):
+    with pytest.raises(ExperimentError, match=r"model\.weights: cannot read .* as safetensors"):
         start("wrn-10-1")
     with pytest.raises(ExperimentError, match=r"pretrained = True needs a model of torchvision, not wrn-10-1"):
         start("wrn-10-1", weights=None, pretrained=True)
 
 
-def test_published_weights_are_named_and_their_head_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torchvision looks for the published weights of its smallest model before it downloads them."""
+    from torchvision.models import ShuffleNet_V2_X0_5_Weights as Weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / Weights.DEFAULT.url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_published_weights_are_named_and_their_head_is_replaced(published: Path) -> None:
     from torchvision import models
 
-    asked = []
-    real = models.get_model
-
-    def without_a_download(name: str, weights: str | None = None, **options: object) -> nn.Module:
-        asked.append(weights)
-        return real(name, weights=None, **options)
-
-    monkeypatch.setattr(models, "get_model", without_a_download)
+    state = models.shufflenet_v2_x0_5().state_dict()
+    torch.save(state, published)
     for pretrained in (True, "IMAGENET1K_V1"):
-        config = Model(name="torchvision:resnet18", pretrained=pretrained)
+        config = Model(name="torchvision:shufflenet_v2_x0_5", pretrained=pretrained)
         model = build_model(config, classes=7, channels=3, size=64, seed=0)
         assert model.fc.out_features == 7
-    assert asked == ["DEFAULT", "IMAGENET1K_V1"]
+        assert torch.equal(model.conv5[0].weight, state["conv5.0.weight"])
     with pytest.raises(ExperimentError, match=r"model\.pretrained = 'IMAGENET1K_V3'; did you mean IMAGENET1K_V1"):
         build_model(
             Model(name="torchvision:resnet18", pretrained="IMAGENET1K_V3"), classes=7, channels=3, size=64, seed=0
         )
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_published_weights_that_are_more_than_tensors_are_refused(published: Path, tmp_path: Path) -> None:
+    torch.save({"conv1.0.weight": Canary(tmp_path / "sang")}, published)
+    config = Model(name="torchvision:shufflenet_v2_x0_5", pretrained=True)
+    with pytest.raises(ExperimentError, match=r"of torchvision:shufflenet_v2_x0_5 in .* hold more than tensors"):
+        build_model(config, classes=7, channels=3, size=64, seed=0)
+    assert not (tmp_path / "sang").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
 from torch import Tensor, nn
 
 from latephase.experiments.errors import ExperimentError, unknown
@@ -25,7 +27,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     """
     if not Path(path).is_file():
         raise ExperimentError(f"there is no file {path} of model.weights")
-    there = read_weights(Path(path), "model.weights = ")
+    there = read_weights(Path(path), "model.weights: ")
     own = model.state_dict()
     head = [f"{last_linear(model)}.{part}" for part in ("weight", "bias")]
     # Another number of classes: rows of the weight and of the bias, the same inputs.
@@ -63,11 +65,21 @@ def published_model(name: str, pretrained: bool | str, classes: int) -> nn.Modul
     from torchvision import models
 
     weights = "DEFAULT" if pretrained is True else str(pretrained)
-    known = [str(w.name) for w in models.get_model_weights(name)]
+    published = models.get_model_weights(name)
+    known = [str(w.name) for w in published]
     if weights != "DEFAULT" and weights not in known:
         raise unknown(f"weights of {name}, model.pretrained =", weights, ["true", *known])
     try:
+        # torchvision reads its files as pickles, one that lies in its cache without a look at its checksum. After this
+        # the file is there, and holds tensors alone.
+        published[weights].get_state_dict(check_hash=True, weights_only=True)
         model: nn.Module = models.get_model(name, weights=weights)
+    except UnpicklingError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ExperimentError(
+            f"the weights {weights} of torchvision:{name} in {torch.hub.get_dir()} hold more than tensors and are not "
+            f"loaded; remove them there to have them downloaded again ({reason})"
+        ) from error
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ExperimentError(f"cannot download the weights {weights} of torchvision:{name}: {reason}") from error
