@@ -164,3 +164,21 @@ def test_a_factor_steps_once_a_turn_where_another_optimizer_has_its_weight(order
     held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert len(held) == len(set(held)) == len(parameters)
     assert set(late.late_parameters()) <= set(optimizers[1].param_groups[0]["params"])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_average_knows_of_a_step_within_a_turn(fused: bool) -> None:
+    """Fused kernels update weights in place without counting that as a change of them."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    first = torch.optim.AdamW(model[:2].parameters(), lr=0.1, fused=fused)
+    second = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    late = latephase.LatePhase(model, members=2, weights="full")
+    late.optimizer(first), late.optimizer(second)
+    late.start()
+    before = late.averaged_state_dict()
+    model(torch.randn(8, 3)).square().mean().backward()
+    first.step()
+    average = late.averaged_state_dict()["0.weight"]
+    assert not torch.equal(average, before["0.weight"])
+    torch.testing.assert_close(average, (model[0].weight.detach() + before["0.weight"]) / 2)

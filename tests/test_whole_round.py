@@ -157,6 +157,38 @@ def test_bad_input_is_named() -> None:
         latephase.Round(late, optimizer, F.cross_entropy, "loop")(x, y)
 
 
+@pytest.mark.parametrize("mode", ["auto", "loop", "parallel"])
+def test_members_that_cannot_take_turns_are_refused_before_the_first_turn(mode) -> None:
+    """And "auto" has decided nothing by it."""
+    case = Case(start=0)
+    model, optimizer, late = started(case)
+    other = late.optimizer(torch.optim.SGD([next(iter(model.parameters()))], lr=0.1))
+    step = latephase.Round(late, optimizer, F.cross_entropy, mode)
+    (x, y), *_ = chunks(case, 1)
+    before = error_state(late, model)
+    for place in (late.member(0), late.average()):
+        with place, pytest.raises(latephase.LatePhaseError, match=r"Round trains.* pinned"):
+            step(x, y)
+    model.eval()
+    with pytest.raises(latephase.LatePhaseError, match="eval mode"):
+        step(x, y)
+    model.train()
+    other.step()
+    with pytest.raises(latephase.LatePhaseError, match=r"turn 0 of 3, after a step of SGD"):
+        step(x, y)
+    assert_same(error_state(late, model), before)
+    assert step.mode == (None if mode == "auto" else mode)
+
+
+def test_a_round_before_the_start_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    late = latephase.LatePhase(model, members=2)
+    optimizer = late.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    step = latephase.Round(late, optimizer, F.cross_entropy, "loop")
+    with pytest.raises(latephase.LatePhaseError, match=r"Round before start\(\)"):
+        step(torch.randn(4, 3), torch.randint(2, (4,)))
+
+
 def test_a_round_that_is_refused_is_no_resumption() -> None:
     """What the model loads next counts, as at any other time."""
     case = Case()

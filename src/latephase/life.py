@@ -157,15 +157,33 @@ class Life:
         if check is not None:
             compare(before, apply(self.model, check))
 
+    def check_round(self, call: str) -> None:
+        """Refuse a call that trains all members, where they cannot have their turns one after the other.
+
+        Raises:
+            LatePhaseError: no members yet or no more; members over ranks; another value than the turn's member is in
+                the model, or stays in it; a round that has begun.
+        """
+        stage, rounds = self.late(call), self.rounds
+        if rounds.ranks.world > 1:
+            raise LatePhaseError(f"{call} trains all members on this rank; use it without members_over_ranks")
+        if stage.pins or stage.members.content != rounds.member:
+            raise LatePhaseError(
+                f"{call} trains, and the model is in eval mode or pinned; call model.train(), and leave late.member() "
+                "and late.average()"
+            )
+        if not rounds.fresh:
+            stepped = [type(steps.optimizer).__name__ for steps in rounds.steps if steps.done]
+            after = f", after a step of {', '.join(stepped)}" if stepped else ""
+            raise LatePhaseError(
+                f"{call} in the middle of a round (turn {rounds.turn} of {self.count}{after}); finish the round first"
+            )
+
     def parallel(self, args: tuple[Any, ...], kwargs: dict[str, Any], mean: bool) -> Any:
         """See `LatePhase.parallel`."""
         stage, rounds = self.late("parallel()"), self.rounds
-        if rounds.ranks.world > 1:
-            raise LatePhaseError("parallel() trains all members on this rank; use it without members_over_ranks")
         if stage.members.sites.sharders:
             raise LatePhaseError("parallel() needs whole weights, and FSDP2 shards these; train the members in turn")
-        if stage.members.content != rounds.member:
-            raise LatePhaseError("parallel() trains, and the model is in eval mode or pinned; call model.train() first")
         waiting = rounds.parallel
         if waiting is not None and (waiting.dropped or not torch.is_grad_enabled()):
             waiting.close()
@@ -174,10 +192,7 @@ class Life:
             raise LatePhaseError(
                 "parallel() twice before optimizer.step(); step, or zero_grad() to drop the first pass"
             )
-        if not rounds.fresh:
-            raise LatePhaseError(
-                f"parallel() in the middle of a round (turn {rounds.turn} of {self.count}); finish the round first"
-            )
+        self.check_round("parallel()")
         if torch.is_grad_enabled() and not any(weight.requires_grad for weight in rounds.late.values()):
             raise LatePhaseError("parallel() with late-phase weights that are all frozen; train the members in turn")
         self.control.guard.off = True

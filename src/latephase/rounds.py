@@ -118,7 +118,8 @@ class Rounds:
             for factor in held & self.joins.keys() & set(_parameters(steps.optimizer)):
                 for group in steps.optimizer.param_groups:
                     group["params"] = [p for p in group["params"] if p is not factor]
-                for state in (steps.optimizer.state, *steps.states):
+                steps.optimizer.state.pop(factor, None)
+                for state in steps.states:
                     state.pop(factor, None)
 
     def check_held(self) -> None:
@@ -195,6 +196,8 @@ class Rounds:
     def stepped(self, steps: Steps, moved: bool) -> None:
         """End the turn when every optimizer that drives it has stepped, and one of them had gradients."""
         steps.done, steps.moved = True, steps.moved or moved
+        if moved and self.members is not None:
+            self.members.changed()  # fused optimizers update weights in place without counting that as a change
         drivers = [s for s in self.steps if s.drives]
         if all(s.done for s in drivers):
             if any(s.moved for s in drivers):

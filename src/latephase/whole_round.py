@@ -89,9 +89,11 @@ class Round:
             The mean loss of the K minibatches, each before its step; detached.
 
         Raises:
-            LatePhaseError: before `start()`, in the middle of a round, or in eval mode.
+            LatePhaseError: before `start()`, in the middle of a round, in eval mode, inside `late.member(k)` or
+                `late.average()`, or with members over ranks; nothing has been trained.
             LatePhaseValueError: a batch that cannot be split into K equal minibatches.
         """
+        self._late._life.check_round("Round")
         if self.mode is not None:
             return self._run(self.mode, inputs, targets)
         order = ("parallel", "loop")
@@ -129,10 +131,6 @@ class Round:
 
     def _run(self, way: str, inputs: Any, targets: Any) -> Tensor:
         late, losses = self._late, []
-        if late.turn:
-            raise LatePhaseError(
-                f"Round: the phase is in the middle of a round (turn {late.turn} of {late.members}); finish that first"
-            )
         together = way == "parallel"
         shares = split((inputs, targets), late.members)
         for x, y in [(inputs, targets)] if together else [_share(shares, k) for k in range(late.members)]:
