@@ -94,7 +94,7 @@ def main() -> int:
     """Run, print, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--examples", type=int, default=20000, help="random programs")
-    parser.add_argument("--steps", type=int, default=8, help="calls in a program, at most")
+    parser.add_argument("--steps", type=int, default=16, help="calls in a program, at most")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first part")
     parser.add_argument("--chunk", type=int, default=250, help="programs that share a seed")
     parser.add_argument("--processes", type=int, default=2)

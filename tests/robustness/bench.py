@@ -50,15 +50,17 @@ class Bench:
     def attach(self, model: nn.Module, optimizers: list[Optimizer] | None = None) -> None:
         """A phase on a model; what is refused leaves no trace, and other families come."""
         before, given = tensors(model), list(model.parameters())
-        try:
-            late = self.settings.attach(model, self.families)
-        except LatePhaseError as error:
-            self.tally.refused(error)
-            assert difference(tensors(model), before) == ""
-            assert hooks(model) == [], hooks(model)
-            assert all(a is b for a, b in zip(model.parameters(), given, strict=True))
-            self.families = ("full",)
-            late = self.settings.attach(model, self.families)
+        for self.families in (self.families, ("head-named",), ("full",)):  # all are late-phase in "full" alone
+            try:
+                late = self.settings.attach(model, self.families)
+                break
+            except LatePhaseError as error:
+                self.tally.refused(error)
+                assert difference(tensors(model), before) == ""
+                assert hooks(model) == [], hooks(model)
+                assert all(a is b for a, b in zip(model.parameters(), given, strict=True))
+        else:
+            raise AssertionError("a phase of all weights has been refused")
         self.tally.families.update(self.families)
         self.model, self.late, self.given = model, late, given
         self.optimizers = self.settings.build(model, late) if optimizers is None else optimizers

@@ -179,6 +179,16 @@ class LifeCycle(Training):
             bench.shadow.each(lambda model: model.train())
             bench.shadow.zero_grad()
 
+    @rule(order=st.sampled_from(ORDERS), fresh=st.booleans(), before=st.integers(0, 2), after=st.integers(0, 4))
+    def resume(self, order: tuple[str, ...], fresh: bool, before: int, after: int) -> None:
+        # As one rule: chance alone would seldom save within a round, load at once and train that round to its end.
+        for _ in range(before):
+            self.bench.turn()
+        self.save()
+        self.load(order, fresh, last=True, twice=False)
+        for _ in range(after):
+            self.bench.turn()
+
     @precondition(lambda self: self.bench.saved)
     @rule(part=st.sampled_from(("model", "late")))
     def load_a_part(self, part: str) -> None:

@@ -13,8 +13,9 @@ from latephase import averaging, checkpoint, control, members, steps
 
 SCRIPT = Path(__file__).resolve().parents[2] / "robustness" / "fuzz.py"
 EXAMPLES = 200
+STEPS = 16
 ENOUGH = 400
-"""Programs within which a broken library must be found out."""
+"""Programs of one seed; a broken library must be found out within those of a few seeds."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def fuzz():
 
 
 def test_no_program_breaks_a_law(fuzz) -> None:
-    tally, failure = fuzz.explore(0, EXAMPLES, 8)
+    tally, failure = fuzz.explore(0, EXAMPLES, STEPS)
     assert failure == ""
     assert tally.examples >= EXAMPLES
     assert len(tally.models) > EXAMPLES / 3
@@ -94,8 +95,7 @@ MUTANTS = [
 def test_the_machine_finds_a_broken_library(fuzz, mutate: Callable[[pytest.MonkeyPatch], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         mutate(patch)
-        _, failure = fuzz.explore(0, ENOUGH, 10, shrink=False)
-    assert "Error" in failure
+        assert any("Error" in fuzz.explore(seed, ENOUGH, STEPS, shrink=False)[1] for seed in range(4))
 
 
 def test_a_failure_is_saved_and_told(
