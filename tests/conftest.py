@@ -13,6 +13,7 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("latephase")
+torch.set_num_threads(1)  # here as well: fixtures of a module come before those of a test
 
 
 @pytest.fixture(scope="session")

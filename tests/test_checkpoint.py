@@ -176,6 +176,7 @@ def test_every_row_of_the_table_resumes_in_the_middle_of_a_round(case: Case) -> 
 SCRIPT = """
 import sys, torch
 from test_checkpoint import Run
+torch.set_num_threads(1)
 run = Run(seed=77).load(torch.load(sys.argv[1], weights_only=True))
 run.minibatches(int(sys.argv[2]))
 torch.save(run.outcome(), sys.argv[3])
@@ -246,3 +247,45 @@ def test_rubbish_is_refused() -> None:
         with pytest.raises(latephase.LatePhaseValueError):
             run.late.load_state_dict(rubbish)
     assert run.late.phase == "attached"
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_an_optimizer_that_holds_its_weights_in_another_order_is_refused(start: bool) -> None:
+    """Torch would give one weight's moments to another; factors come last where the optimizer was there first."""
+
+    def phase(first: bool) -> tuple[latephase.LatePhase, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        optimizer = torch.optim.Adam(model.parameters()) if first else None
+        late = latephase.LatePhase(model, members=2, weights="rank-one")
+        optimizer = late.optimizer(optimizer or torch.optim.Adam(model.parameters()))
+        return late, optimizer
+
+    late, _ = phase(first=True)
+    if start:
+        late.start()
+    saved = late.state_dict()
+    same, _ = phase(first=True)
+    same.load_state_dict(saved)
+    assert same.phase == late.phase
+    other, _ = phase(first=False)
+    message = r"position 0 of optimizer 0 \(Adam\) was .*know their weights by position"
+    with pytest.raises(latephase.LatePhaseValueError, match=message):
+        other.load_state_dict(saved)
+    assert other.phase == "attached"
+    older = {key: value for key, value in saved.items() if key != "parameters"}
+    same.load_state_dict(older)
+
+
+def test_a_start_after_resuming_is_the_end_of_the_resumption() -> None:
+    """What the model loads next is taken over by all members, as at any time after the start."""
+    model = Net()
+    late = latephase.LatePhase(model, members=2)
+    late.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    late.load_state_dict(late.state_dict())
+    late.start()
+    values = {name: value + 1 for name, value in model.state_dict().items()}
+    model.load_state_dict(values)
+    for k in range(2):
+        with late.member(k):
+            assert_same(tensors(model), values)

@@ -4,6 +4,7 @@ Tensors, numbers and strings only, so that `torch.load(weights_only=True)` reads
 """
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -32,7 +33,11 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def save(
-    installations: list[Installation], members: Members | None, rounds: Rounds, generator: torch.Generator
+    model: nn.Module,
+    installations: list[Installation],
+    members: Members | None,
+    rounds: Rounds,
+    generator: torch.Generator,
 ) -> dict[str, Any]:
     """Collect the state; see `LatePhase.state_dict`."""
     if members is None:
@@ -55,8 +60,16 @@ def save(
         "shared": shared,
         "plain": {n: _copy(p) for part in installations for n, p in part.plain.items() if n not in shared},
         "optimizers": optimizers,
+        "parameters": _positions(model, rounds),
         "generator": generator.get_state(),
     }
+
+
+def _positions(model: nn.Module, rounds: Rounds) -> list[list[str]]:
+    """For every optimizer, which weight is at which of its positions; what is no weight of the model has no name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [steps.optimizer.param_groups for steps in rounds.steps]
+    return [[names.get(p, "") for group in each for p in group["params"]] for each in groups]
 
 
 @torch.no_grad()
@@ -182,6 +195,7 @@ def check_kind(saved: Any) -> None:
 
 def check(
     saved: Mapping[str, Any],
+    model: nn.Module,
     phase: str,
     count: int,
     own: Mapping[str, Tensor],
@@ -192,6 +206,7 @@ def check(
 
     Args:
         saved: the state.
+        model: the model.
         phase: "attached" or "late": where this phase is.
         count: its number of members.
         own: the tensors that each member has, by name.
@@ -219,6 +234,7 @@ def check(
         raise LatePhaseValueError(
             f"load_state_dict: saved with {len(saved['optimizers'])} optimizers, this phase has {len(rounds.steps)}"
         )
+    _check_positions(saved, model, rounds)
     for steps, part in zip(rounds.steps, saved["optimizers"], strict=False):
         for index, total in part["sums"].items():
             if int(index) >= len(steps.base) or total.shape != steps.base[int(index)].shape:
@@ -226,6 +242,21 @@ def check(
                     f"load_state_dict: base weight number {index} of {type(steps.optimizer).__name__} does not have "
                     f"the saved gradient's shape {tuple(total.shape)}; build the optimizer's groups as they were"
                 )
+
+
+def _check_positions(saved: Mapping[str, Any], model: nn.Module, rounds: Rounds) -> None:
+    # An optimizer's state dict knows its weights by position alone, and torch loads one weight's moments as another's.
+    # Shapes that differ are then memory that a fused kernel reads and writes beyond its end.
+    for number, (there, here) in enumerate(zip(saved.get("parameters", ()), _positions(model, rounds), strict=False)):
+        if list(there) != here:
+            pairs = zip_longest(there, here, fillvalue="nothing")
+            position, (one, other) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise LatePhaseValueError(
+                f"load_state_dict: at position {position} of optimizer {number} "
+                f"({type(rounds.steps[number].optimizer).__name__}) was {one or 'no weight of the model'!r}, and here "
+                f"is {other or 'no weight of the model'!r}; torch's optimizers know their weights by position, so "
+                "build it as when it was saved: from the same groups, before or after LatePhase as there"
+            )
 
 
 def _check_tensors(there: Mapping[str, Tensor], here: Mapping[str, Tensor], stacked: int) -> None:

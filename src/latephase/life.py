@@ -113,6 +113,7 @@ class Life:
         if self.noise:
             members.bring(self.rounds.member)
         self.settle()
+        self.rounds.resumed = None  # what was resumed before this start has no members to restore
 
     def _enter(self, members: Members) -> None:
         self.rounds.come_to_life(members)
@@ -209,7 +210,7 @@ class Life:
     def state(self) -> dict[str, Any]:
         """See `LatePhase.state_dict`."""
         members = self.stage.members if self.stage is not None else None
-        state = checkpoint.save(self.installations, members, self.rounds, self.generator)
+        state = checkpoint.save(self.model, self.installations, members, self.rounds, self.generator)
         return {"phase": self.phase, "members": self.count, **state}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -219,7 +220,7 @@ class Life:
         late = state["phase"] == "late"
         factors = {n: p for part in self.installations for n, p in part.parameters.items() if p in part.weight_of}
         own, shared = (self.sites.own(), self.sites.shared) if late else (factors, {})
-        checkpoint.check(state, self.phase, self.count, own, shared, self.rounds)
+        checkpoint.check(state, self.model, self.phase, self.count, own, shared, self.rounds)
         self.restore(state)
         self.rounds.resumed = state
 

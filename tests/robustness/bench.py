@@ -47,7 +47,9 @@ class Bench:
 
     # Life
 
-    def attach(self, model: nn.Module, optimizers: list[Optimizer] | None = None) -> None:
+    def attach(
+        self, model: nn.Module, optimizers: list[Optimizer] | None = None, names: list[list[str]] | None = None
+    ) -> None:
         """A phase on a model; what is refused leaves no trace, and other families come."""
         before, given = tensors(model), list(model.parameters())
         for self.families in (self.families, ("head-named",), ("full",)):  # all are late-phase in "full" alone
@@ -63,13 +65,18 @@ class Bench:
             raise AssertionError("a phase of all weights has been refused")
         self.tally.families.update(self.families)
         self.model, self.late, self.given = model, late, given
-        self.optimizers = self.settings.build(model, late) if optimizers is None else optimizers
+        self.optimizers = self.settings.build(model, late, names) if optimizers is None else optimizers
         for optimizer in self.optimizers:
             assert late.optimizer(optimizer) is optimizer
         self.shadow: Shadow | None = self.follow()
         self.saved: list[dict[str, Any]] = []
         self.stepped.clear()
         self.graded, self.resumed = None, False
+
+    def names(self) -> list[list[str]]:
+        """What the optimizers hold, in their order."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [[names[p] for group in each.param_groups for p in group["params"]] for each in self.optimizers]
 
     def start(self) -> None:
         """The members come to life, which changes nothing in the model unless noise is asked for."""

@@ -145,7 +145,7 @@ class LifeCycle(Training):
             "late": bench.late.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in bench.optimizers],
         }
-        bench.saved.append({**loaded(state), "shadow": shadow, "stepped": set(bench.stepped)})
+        bench.saved.append({**loaded(state), "shadow": shadow, "stepped": set(bench.stepped), "names": bench.names()})
 
     @precondition(lambda self: self.bench.saved)
     @rule(order=st.sampled_from(ORDERS), fresh=st.booleans(), last=st.booleans(), twice=st.booleans())
@@ -156,7 +156,7 @@ class LifeCycle(Training):
             return
         if fresh:
             saved, stepped = bench.saved, bench.stepped
-            bench.attach(bench.architecture.build(5))
+            bench.attach(bench.architecture.build(5), names=state["names"])
             bench.saved, bench.stepped = saved, stepped
         elif state["late"]["phase"] == "attached" and bench.started:
             bench.refused(lambda: bench.late.load_state_dict(state["late"]))
@@ -168,7 +168,7 @@ class LifeCycle(Training):
                 bench.late.load_state_dict(state["late"])
             else:
                 for optimizer, its in zip(bench.optimizers, state["optimizers"], strict=True):
-                    optimizer.load_state_dict(its)
+                    optimizer.load_state_dict(copy.deepcopy(its))  # torch trains on in the tensors that it is given
         bench.resumed = True
         bench.zero_grad()
         bench.graded = None

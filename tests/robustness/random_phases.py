@@ -64,10 +64,14 @@ class Settings:
             accumulate=self.accumulate,
         )
 
-    def build(self, model: nn.Module, late: latephase.LatePhase) -> list[Optimizer]:
-        """The optimizers, which share the model's parameters out among them, with the phase's hooks."""
-        parameters = list(model.parameters())
+    def build(
+        self, model: nn.Module, late: latephase.LatePhase, names: list[list[str]] | None = None
+    ) -> list[Optimizer]:
+        """The optimizers, which share the model's parameters out among them or have those of given names."""
+        parameters, by_name = list(model.parameters()), dict(model.named_parameters())
         shares = [parameters[i :: len(self.optimizers)] for i in range(len(self.optimizers))]
+        if names is not None:
+            shares = [[by_name[name] for name in share] for share in names]
         pairs = zip(self.optimizers, shares, strict=True)
         return [late.optimizer(OPTIMIZERS[name](share)) for name, share in pairs if share]
 
