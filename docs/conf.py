@@ -66,7 +66,6 @@ nitpick_ignore_regex = [
     ("py:class", r"latephase\.(parallel\.ParallelModule|nqp\.moments\.Moments|nqp\.descent\.Descent)"),
     ("py:class", r"(lightning|transformers)\..*"),
     ("py:class", r"Array"),  # a file's own short name for an array of float64
-    ("py:exc", r"(DamagedFileError|ForeignFileError)"),  # to be caught as LatePhaseError
 ]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "fieldlist"]

@@ -19,15 +19,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("robustness", "benchmarks")]
 
+import torch  # noqa: E402
+
 import contained  # noqa: E402
 import files_read  # noqa: E402
 import hostile  # noqa: E402
 import outcomes  # noqa: E402
-import torch  # noqa: E402
 from damage import PARTS, damages  # noqa: E402
-from files_read import Kind  # noqa: E402
-
 from environment import save  # noqa: E402
+from files_read import Kind  # noqa: E402
 from latephase.checked_files import digest  # noqa: E402
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from files_read import MEMBERS, RATE, Kind, network, phase
 from torch import Tensor, nn
 
 import latephase
+from files_read import MEMBERS, RATE, Kind, network, phase
 
 
 def _members_file(folder: Path) -> Path:

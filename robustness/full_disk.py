@@ -28,13 +28,12 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
 
 from attempts import Forked  # noqa: E402
 from kill import METHODS, OPTIONS, save, warm_up  # noqa: E402
-from marks import Marks  # noqa: E402
-from same_files import differences  # noqa: E402
-
 from latephase import whole_files  # noqa: E402
 from latephase.checked_files import has_checksum  # noqa: E402
 from latephase.experiments import metrics_file  # noqa: E402
 from latephase.experiments.checksums import damaged  # noqa: E402
+from marks import Marks  # noqa: E402
+from same_files import differences  # noqa: E402
 
 KIB = 1024
 NAMES = ["recipe.yaml", "metrics.jsonl", "checkpoint.pt", "fork-", "model.safetensors", "SHA256SUMS", "result.json"]

@@ -23,10 +23,10 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/robustness", "
 import torch  # noqa: E402
 from hypothesis import HealthCheck, Phase, seed, settings  # noqa: E402
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
-from machine import LifeCycle  # noqa: E402
-from tally import Tally  # noqa: E402
 
 from environment import save  # noqa: E402
+from machine import LifeCycle  # noqa: E402
+from tally import Tally  # noqa: E402
 
 
 def explore(number: int, examples: int, steps: int, shrink: bool = True) -> tuple[Tally, str]:

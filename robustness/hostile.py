@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from files_read import network, phase, state
 from torch import nn
 
+from files_read import network, phase, state
 from latephase.checked_files import Hashing
 from latephase.errors import LatePhaseError
 

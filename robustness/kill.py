@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
+
 from attempts import Forked, Launched, Ranks  # noqa: E402
+from environment import save  # noqa: E402
 from marks import Marks  # noqa: E402
 from same_files import differences  # noqa: E402
-
-from environment import save  # noqa: E402
 
 RECIPE = {
     "data.subset": 48,

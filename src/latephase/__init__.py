@@ -1,7 +1,7 @@
 """Late-phase weights for any PyTorch model."""
 
 from ._version import __version__
-from .errors import LatePhaseError, LatePhaseValueError
+from .errors import DamagedFileError, ForeignFileError, LatePhaseError, LatePhaseValueError
 from .families import Family, Full, Head, Hypernetwork, LoRA, Normalization, Parameters, RankOne
 from .phase import LatePhase
 from .signal_to_noise import gradient_statistics
@@ -10,7 +10,9 @@ from .statistics import recompute_statistics
 from .whole_round import Round
 
 __all__ = [
+    "DamagedFileError",
     "Family",
+    "ForeignFileError",
     "Full",
     "Head",
     "Hypernetwork",

@@ -6,25 +6,18 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
+from ctypes import c_char
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from .errors import LatePhaseError
+from .errors import DamagedFileError, ForeignFileError
 
 # After the file of torch.save come its SHA-256 and this mark; torch.load itself still reads such a file.
 _MARK = b"latephase checkpoint\n"
 _CHUNK = 1 << 20
-
-
-class DamagedFileError(LatePhaseError):
-    """A file is not what was written; nothing was taken from it."""
-
-
-class ForeignFileError(DamagedFileError):
-    """A file is whole and none of ours: it would run code or spend memory; nothing was taken from it."""
 
 
 class Hashing:
@@ -195,10 +188,9 @@ def digest(tree: Any) -> str:
     hashed = hashlib.sha256()
     for name, value in sorted(_leaves(tree, ""), key=lambda leaf: leaf[0]):
         if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous()
+            value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
             hashed.update(f"{name}\n{value.dtype} {tuple(value.shape)}\n".encode())
-            # numel() first: torch cannot view an empty tensor as bytes.
-            hashed.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+            hashed.update((c_char * value.nbytes).from_address(value.data_ptr()) if value.numel() else b"")
         else:
             hashed.update(f"{name}\n{value!r}\n".encode())
     return hashed.hexdigest()

@@ -178,6 +178,7 @@ def test_a_single_training_writes_one_flat_folder(tmp_path: Path) -> None:
         "report.html",
         "tables.md",
         "csv",
+        "SHA256SUMS",
     }
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -52,9 +52,10 @@ class Bench:
     ) -> None:
         """A phase on a model; what is refused leaves no trace, and other families come."""
         before, given = tensors(model), list(model.parameters())
-        for self.families in (self.families, ("head-named",), ("full",)):  # all are late-phase in "full" alone
+        for families in (self.families, ("head-named",), ("full",)):  # nothing is left to share in "full" alone
+            self.families = families
             try:
-                late = self.settings.attach(model, self.families)
+                late = self.settings.attach(model, families)
                 break
             except LatePhaseError as error:
                 self.tally.refused(error)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from latephase import whole_files
-from latephase.checked_files import DamagedFileError, has_checksum, read_tensors, write_tensors
+from latephase.checked_files import has_checksum, read_tensors, write_tensors
+from latephase.errors import DamagedFileError
 from latephase.experiments.errors import ExperimentError
 from latephase.whole_files import previous_of
 

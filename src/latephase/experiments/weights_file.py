@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from latephase.checked_files import DamagedFileError
+from latephase.errors import DamagedFileError
 from latephase.experiments.checksums import damaged
 from latephase.experiments.errors import ExperimentError
 from latephase.export.weights import deserialised

@@ -11,7 +11,7 @@ import onnxruntime  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
-from latephase.checked_files import DamagedFileError
+from latephase.errors import DamagedFileError
 from latephase.export.outputs import tensors_of
 from latephase.export.program import calm, trace
 

@@ -24,7 +24,8 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
-from latephase.checked_files import ForeignFileError, check_archive
+from latephase.checked_files import check_archive
+from latephase.errors import ForeignFileError
 from latephase.export.ensemble import Ensemble
 
 

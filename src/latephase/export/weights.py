@@ -15,8 +15,8 @@ import safetensors.torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from latephase.checked_files import DamagedFileError, digest
-from latephase.errors import LatePhaseValueError
+from latephase.checked_files import digest
+from latephase.errors import DamagedFileError, LatePhaseValueError
 
 _DIGEST = "latephase.sha256"
 

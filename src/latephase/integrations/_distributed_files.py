@@ -12,7 +12,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageIn
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import StorageReader
 
-from ..checked_files import DamagedFileError, check_archive
+from ..checked_files import check_archive
+from ..errors import DamagedFileError
 
 _INDEX = ".metadata"
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checked_files import DamagedFileError, check_archive
-from ..errors import LatePhaseError, LatePhaseValueError
+from ..checked_files import check_archive
+from ..errors import DamagedFileError, LatePhaseError, LatePhaseValueError
 from ..phase import LatePhase
 
 STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")

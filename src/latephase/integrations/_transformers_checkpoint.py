@@ -6,8 +6,8 @@ from typing import Any
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checked_files import DamagedFileError, read_tensors, write_tensors
-from ..errors import LatePhaseError
+from ..checked_files import read_tensors, write_tensors
+from ..errors import DamagedFileError, LatePhaseError
 from ..phase import LatePhase
 from ..whole_files import write_whole
 

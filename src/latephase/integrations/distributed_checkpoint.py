@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.utils._pytree import tree_map
 
 from latephase import LatePhase, LatePhaseValueError
-from latephase.checked_files import DamagedFileError, digest
+from latephase.checked_files import digest
+from latephase.errors import DamagedFileError
 from latephase.integrations._distributed_files import check_metadata, check_parts
 from latephase.sharding import gathered, local, placed
 
