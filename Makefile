@@ -36,8 +36,8 @@ test-oldest:  ## the core's tests on the oldest PyTorch, NumPy and pytest that p
 
 nightly: test-slow  ## the slow tests, and the campaigns of robustness/ at full size (hours)
 	$(RUN) python robustness/fuzz.py --examples 20000
-	$(RUN) python robustness/kill.py
-	$(RUN) python robustness/full_disk.py
+	$(RUN) python robustness/kill.py --json results/robustness/kill.json
+	$(RUN) python robustness/full_disk.py --json results/robustness/full-disk.json
 	$(RUN) python robustness/corruption.py
 
 lint: env  ## ruff: rules and formatting

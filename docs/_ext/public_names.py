@@ -145,7 +145,7 @@ class Public(Directive):
         """See `Directive.run`."""
         module = self.arguments[0]
         things = public(module)
-        here = documented()[module]
+        here = sorted(documented()[module], key=lambda name: _rank(f"{module}.{name}", things[name]))
         lines = [f".. py:module:: {module}", ""]
         for name in here:
             lines += [*_entry(f"{module}.{name}", things[name]), ""]
@@ -158,6 +158,11 @@ class Public(Directive):
         parent.document = self.state.document
         self.state.nested_parse(StringList(lines, source=module), 0, parent)
         return parent.children
+
+
+def _rank(name: str, thing: Any) -> int:
+    """First what users hold, last what they catch; in between as the module has it."""
+    return 2 * (isinstance(thing, type) and issubclass(thing, Exception)) or int(name not in HELD.values())
 
 
 def _entry(name: str, thing: Any) -> list[str]:

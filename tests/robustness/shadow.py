@@ -112,4 +112,9 @@ class Shadow:
 
     def copy(self) -> "Shadow":
         """Another one, from here on by itself."""
-        return copy.deepcopy(self)
+        other = copy.deepcopy(self)
+        for mine, its in zip(self.models, other.models, strict=True):
+            for parameter, twin in zip(mine.parameters(), its.parameters(), strict=True):
+                # A copy of a Parameter has no gradient, and gathered in place it is a part of the round's sum.
+                twin.grad = None if parameter.grad is None else parameter.grad.clone()
+        return other
