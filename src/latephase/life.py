@@ -175,10 +175,8 @@ class Life:
             )
         if not rounds.fresh:
             stepped = [type(steps.optimizer).__name__ for steps in rounds.steps if steps.done]
-            after = f", after a step of {', '.join(stepped)}" if stepped else ""
-            raise LatePhaseError(
-                f"{call} in the middle of a round (turn {rounds.turn} of {self.count}{after}); finish the round first"
-            )
+            where = f"turn {rounds.turn} of {self.count}" + (f", after a step of {', '.join(stepped)}" if stepped else "")
+            raise LatePhaseError(f"{call} in the middle of a round ({where}); finish the round first")
 
     def parallel(self, args: tuple[Any, ...], kwargs: dict[str, Any], mean: bool) -> Any:
         """See `LatePhase.parallel`."""
