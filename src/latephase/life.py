@@ -174,8 +174,8 @@ class Life:
                 "and late.average()"
             )
         if not rounds.fresh:
-            stepped = [type(steps.optimizer).__name__ for steps in rounds.steps if steps.done]
-            where = f"turn {rounds.turn} of {self.count}" + (f", after a step of {', '.join(stepped)}" if stepped else "")
+            stepped = [f"after a step of {type(steps.optimizer).__name__}" for steps in rounds.steps if steps.done]
+            where = ", ".join((f"turn {rounds.turn} of {self.count}", *stepped))
             raise LatePhaseError(f"{call} in the middle of a round ({where}); finish the round first")
 
     def parallel(self, args: tuple[Any, ...], kwargs: dict[str, Any], mean: bool) -> Any:
