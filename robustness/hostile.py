@@ -485,6 +485,7 @@ CASES = [
         "late.load_state_dict with numbers for tensors",
         _odd_state(lambda own: {**own, "values": dict.fromkeys(own["values"], 1)}),
     ),
+    Case("late.load_state_dict with a number for names", _odd_state(lambda own: {**own, "parameters": [1]})),
     Case("late.load_state_dict, turn of another phase", _odd_state(lambda own: {**own, "turn": 99})),
     Case("checkpoint that is a zip bomb", _zip_bomb),
     Case("checkpoint whose storage claims 10 GB", _storage_claim),

@@ -182,6 +182,9 @@ def check_kind(saved: Any) -> None:
     parts = saved["optimizers"] if "optimizers" not in odd else []
     if any(not isinstance(part, Mapping) or not {"done", "sums", "states"} <= part.keys() for part in parts):
         odd.append("optimizers")
+    names = saved.get("parameters", [])  # older states have none
+    if not isinstance(names, (list, tuple)) or not all(isinstance(each, (list, tuple)) for each in names):
+        odd.append("parameters")
     if odd:
         raise LatePhaseValueError(
             f"load_state_dict: {', '.join(odd)} missing or not what state_dict() has there; give what it returned"
