@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from enum import EnumType
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class _Index(pickle.Unpickler):
     """Knows the classes that an index is made of, and no others: unpickling anything else could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _value_of_an_enum
         if module == kinds.__name__:
             found = getattr(kinds, name.partition(".")[0], None)
             if isinstance(found, type) and found.__module__ == module and "." not in name:
@@ -30,6 +33,13 @@ class _Index(pickle.Unpickler):
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.layout)):
             return super().find_class(module, name)
         raise DamagedFileError(f"it asks for {module}.{name}, which no index of torch's does")
+
+
+def _value_of_an_enum(kind: Any, name: Any) -> Any:
+    # Some Python 3.11 pickle an enum's value as a call of getattr; any other attribute would be a way to anything.
+    if isinstance(kind, EnumType) and kind.__module__ == kinds.__name__ and name in kind.__members__:
+        return kind[name]
+    raise DamagedFileError("it asks for an attribute, which no index of torch's does")
 
 
 _KNOWN = {

@@ -78,6 +78,7 @@ def published_sets(
         >>> np.save(f"{folder.name}/fog.npy", np.zeros((10, 8, 8, 3), dtype=np.uint8))  # two images, five severities
         >>> [found.severity for found in published_sets(folder.name, ["fog"])]
         [1, 2, 3, 4, 5]
+        >>> folder.cleanup()
     """
     at_least("published_sets: batch_size", batch_size, 1)
     root = Path(folder)
