@@ -9,7 +9,7 @@ from experiment_helpers import EVERY_TRAINING, assert_same, run_seed, tiny_recip
 from safetensors.torch import load_file
 from torch import nn
 
-from latephase.experiments.checkpoints import load_checkpoint
+from latephase.experiments.checkpoints import load_checkpoint, save_checkpoint
 from latephase.experiments.config import Recipe
 from latephase.experiments.errors import ExperimentError
 from latephase.experiments.legs import run_leg
@@ -58,6 +58,29 @@ def test_forked_training_equals_training_from_the_start_bit_for_bit(tmp_path: Pa
         run_seed(recipe, [method], tmp_path / "alone")
         assert not (tmp_path / "alone" / "shared").exists()
         assert_same(results(tmp_path / "together", method), results(tmp_path / "alone", method))
+
+
+def test_a_fork_is_written_once_and_not_again_when_another_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written twice can be killed the second time, when the leg counts as done and nobody tidies it."""
+    written: list[str] = []
+
+    def save(path: Path, state: dict[str, object]) -> None:
+        written.append(path.name)
+        save_checkpoint(path, state)
+
+    monkeypatch.setattr("latephase.experiments.legs.save_checkpoint", save)
+    recipe = tiny_recipe(swa__start=0.3)
+    shared = plan_seed(recipe, ["base", "late-phase", "swa"], 0, total_of(recipe), tmp_path)[0]
+    assert shared.name == "shared" and shared.until in shared.forks
+    run_leg(shared)
+    forks = [f"fork-{step}.pt" for step in shared.forks]
+    assert written == forks
+    (shared.folder / forks[0]).unlink()
+    run_leg(shared)
+    assert written == [*forks, forks[0]]
+    assert not list(shared.folder.glob("previous-*"))
 
 
 def test_a_fork_in_the_middle_of_an_epoch_and_of_an_average_is_exact(tmp_path: Path) -> None:

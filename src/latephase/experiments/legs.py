@@ -100,12 +100,14 @@ def run_leg(leg: Leg, on_step: Callable[[int], None] | None = None, parallel: Da
         if writes:
             append_record(metrics, record)
 
-    for stop in (*leg.forks, leg.until):
+    for stop in sorted({*leg.forks, leg.until}):
         if trajectory.step > stop:
             continue
         trajectory.run(stop, after_epoch, after_step)
         trajectory.check()
-        if stop in leg.forks and writes:
+        # A copy that is there already is not written again: a kill in the midst of that would leave an unfinished file
+        # in the folder of a leg that is done, where nobody looks any more.
+        if stop in leg.forks and writes and not is_whole(fork_path(leg.folder, stop)):
             save(fork_path(leg.folder, stop))
     if not writes:
         return
