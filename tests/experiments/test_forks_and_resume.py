@@ -73,7 +73,8 @@ def test_a_fork_is_written_once_and_not_again_when_another_is_missing(
     monkeypatch.setattr("latephase.experiments.legs.save_checkpoint", save)
     recipe = tiny_recipe(swa__start=0.3)
     shared = plan_seed(recipe, ["base", "late-phase", "swa"], 0, total_of(recipe), tmp_path)[0]
-    assert shared.name == "shared" and shared.until in shared.forks
+    assert shared.name == "shared"
+    assert shared.until in shared.forks
     run_leg(shared)
     forks = [f"fork-{step}.pt" for step in shared.forks]
     assert written == forks
